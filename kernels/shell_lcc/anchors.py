@@ -1,0 +1,87 @@
+"""The nearest-anchor coder: local coordinate coding as it was first stated (Yu, Zhang and Gong 2009), in closed form.
+
+A token is coded by its k nearest anchors with coordinates that sum to one; the shell's thickness is a statistic of the
+nearest anchor's region. Nothing is trained: k-means and sums of squares.
+"""
+
+import torch
+from torch import Tensor
+
+from ..knn import knn
+from .coder import Code
+
+CPU_CHUNK_TOKENS = 1024
+CUDA_CHUNK_TOKENS = 16384
+# Keeps the system regular where a token stands on an anchor; far below any squared distance between latent tokens.
+FLOOR = 1e-5
+
+
+class Anchors(torch.nn.Module):
+    """anchors, region_thickness: [K, C] buffers; neighbours: k; locality: weight of the distance penalty (unitless)."""
+
+    kind = "anchors"
+
+    def __init__(self, anchors: Tensor, region_thickness: Tensor, neighbours: int = 16, locality: float = 0.2):
+        super().__init__()
+        if not 1 <= neighbours <= anchors.shape[0]:
+            raise ValueError(f"neighbours must be between 1 and the {anchors.shape[0]} anchors, got {neighbours}")
+        if anchors.shape != region_thickness.shape:
+            raise ValueError(f"anchors and region_thickness differ: {list(anchors.shape)}, {list(region_thickness.shape)}")
+        self.neighbours, self.locality = neighbours, locality
+        self.register_buffer("anchors", anchors.detach().clone().float())
+        self.register_buffer("region_thickness", region_thickness.detach().clone().float())
+        self.register_buffer("half_norms", 0.5 * self.anchors.square().sum(dim=1), persistent=False)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], config: dict) -> "Anchors":
+        """A coder with the values of a state dict. Raises KeyError when it is another coder's."""
+        return cls(state["anchors"], state["region_thickness"], config["neighbours"], config["locality"])
+
+    def config(self) -> dict:
+        """The sizes, as they stand in a file's header."""
+        bases, dim = self.anchors.shape
+        return {
+            "coder": self.kind,
+            "embedding_dim": dim,
+            "num_bases": bases,
+            "neighbours": self.neighbours,
+            "locality": self.locality,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.anchors.device
+
+    def chunk_tokens(self, device: torch.device) -> int:
+        return CPU_CHUNK_TOKENS if device.type == "cpu" else CUDA_CHUNK_TOKENS
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Indices [n, k] of the nearest anchors of a chunk of fp32 tokens, nearest first."""
+        return knn(z, self.anchors, self.half_norms, self.neighbours)
+
+    @torch.no_grad()
+    def code(self, z: Tensor) -> Code:
+        """Skeleton and thickness of a chunk of fp32 tokens, and their pullback.
+
+        With M = G + locality diag(G) + floor I, x = M^-1 1, w = x / sum(x) and p = M^-1 of the gradient to x,
+        the gradient to z is sum(x) sum_i p_i D_i + sum(p) sum_j x_j D_j + 2 locality sum_i p_i x_i D_i, D_i = b_i - z:
+        one triangular solve more than the value. The set of neighbours and the region are constant almost everywhere.
+        """
+        nearest = self.nearest(z)
+        neighbours = self.anchors[nearest]
+        offsets = neighbours - z[:, None]
+        gram = torch.bmm(offsets, offsets.transpose(1, 2))
+        gram.diagonal(dim1=1, dim2=2).mul_(1 + self.locality).add_(FLOOR)
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        x = torch.cholesky_solve(torch.ones_like(offsets[:, :, :1]), factor)
+        total = x.sum(dim=1, keepdim=True)
+        w = x / total
+        s = torch.bmm(w.transpose(1, 2), neighbours)[:, 0]
+
+        def pullback(grad_skeleton: Tensor, grad_thickness: Tensor) -> Tensor:
+            dw = torch.bmm(neighbours, grad_skeleton[:, :, None])
+            p = torch.cholesky_solve((dw - (dw * w).sum(dim=1, keepdim=True)) / total, factor)
+            mixed = total * p + p.sum(dim=1, keepdim=True) * x + 2 * self.locality * p * x
+            return torch.bmm(mixed.transpose(1, 2), offsets)[:, 0]
+
+        return Code(s, self.region_thickness[nearest[:, 0]], pullback)

@@ -1,0 +1,73 @@
+"""What a coder gives for a chunk of tokens, and the streamed distance that any coder serves."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Code(NamedTuple):
+    """Skeleton points and shell thickness [n, C] of a chunk of tokens.
+
+    pullback: (gradient to the skeleton [n, C], gradient to the thickness [n, C]) -> gradient to the tokens [n, C]
+    through the coding; it may overwrite the coder's workspace, so call it once, before the next chunk is coded.
+    """
+
+    skeleton: Tensor
+    thickness: Tensor
+    pullback: Callable[[Tensor, Tensor], Tensor]
+
+
+class Coder(Protocol):
+    """A Shell-LCC coder: a module that codes fp32 tokens [n, C] on its own device."""
+
+    def code(self, z: Tensor) -> Code: ...
+
+    def chunk_tokens(self, device: torch.device) -> int: ...
+
+
+def distance(coder: Coder, z: Tensor) -> Tensor:
+    """d [N] of tokens z [N, C] (fp32), a chunk at a time: extra memory does not grow with N beyond the result."""
+    d = z.new_empty(z.shape[0])
+    for rows in chunks(coder, z):
+        s, thickness, _ = coder.code(z[rows])
+        torch.linalg.vector_norm((z[rows] - s).div_(thickness), dim=1, out=d[rows])
+    return d
+
+
+def distance_and_gradient(coder: Coder, z: Tensor) -> tuple[Tensor, Tensor]:
+    """d [N] and its analytic gradient [N, C], value and gradient in one pass over chunks; no autograd graph."""
+    d, gradient = z.new_empty(z.shape[0]), torch.empty_like(z, memory_format=torch.contiguous_format)
+    for rows in chunks(coder, z):
+        s, thickness, pullback = coder.code(z[rows])
+        u = (z[rows] - s).div_(thickness)
+        torch.linalg.vector_norm(u, dim=1, out=d[rows])
+        # On the skeleton itself the norm has no gradient; autograd's convention there is zero.
+        direction = u / d[rows, None].clamp_min(torch.finfo(z.dtype).tiny)
+        direct = direction / thickness
+        gradient[rows] = pullback(-direct, -direct * u).add_(direct)
+    return d, gradient
+
+
+def chunks(coder: Coder, z: Tensor):
+    """Slices that cover z [N, C] in pieces of the coder's own size."""
+    size = coder.chunk_tokens(z.device)
+    return (slice(i, i + size) for i in range(0, z.shape[0], size))
+
+
+class Distance(torch.autograd.Function):
+    """The streamed distance for autograd: the gradient is made with the value, so that nothing else is kept."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, coder: Coder) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return distance(coder, z)
+        d, gradient = distance_and_gradient(coder, z)
+        ctx.save_for_backward(gradient)
+        return d
+
+    @staticmethod
+    def backward(ctx, grad_d: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return grad_d[:, None] * gradient, None

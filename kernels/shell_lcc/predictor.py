@@ -1,0 +1,111 @@
+"""The amortised coder of the paper: a small network gives every token its softmax weights over a codebook.
+
+State-compatible with the released checkpoint: `basis`, `global_scale`, `global_bias`, `predictor.0..5`, `surface_head.0..2`.
+"""
+
+import torch
+from torch import Tensor
+
+from .coder import Code
+from .naive import EPSILON
+
+# Tokens x bases of one chunk: measured best between 8 and 32 MiB on a CPU; a GPU wants more rows to be filled.
+CPU_CHUNK_BYTES = 16 << 20
+CUDA_CHUNK_BYTES = 128 << 20
+
+
+class Predictor(torch.nn.Module):
+    """Linear-BatchNorm-ReLU-Linear-ReLU-Linear -> softmax weights -> codebook, and a surface head for the thickness.
+
+    embedding_dim: C, the latent channels; num_bases: K; hidden_dim: h. `operations` gives the linear layers.
+    """
+
+    kind = "predictor"
+
+    def __init__(self, embedding_dim: int = 16, num_bases: int = 4096, hidden_dim: int = 512, operations=torch.nn):
+        super().__init__()
+        self.basis = torch.nn.Parameter(torch.randn(num_bases, embedding_dim) * (2.0 / (num_bases + embedding_dim)) ** 0.5)
+        self.global_scale = torch.nn.Parameter(torch.ones(1))
+        self.global_bias = torch.nn.Parameter(torch.zeros(1, embedding_dim))
+        self.predictor = torch.nn.Sequential(
+            operations.Linear(embedding_dim, hidden_dim),
+            torch.nn.BatchNorm1d(hidden_dim),
+            torch.nn.ReLU(),
+            operations.Linear(hidden_dim, hidden_dim),
+            torch.nn.ReLU(),
+            operations.Linear(hidden_dim, num_bases),
+        )
+        self.surface_head = torch.nn.Sequential(
+            operations.Linear(embedding_dim, hidden_dim),
+            torch.nn.ReLU(),
+            operations.Linear(hidden_dim, embedding_dim),
+        )
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Predictor":
+        """A coder with the sizes and values of a state dict. Raises KeyError or RuntimeError when it is another's."""
+        bases, dim = state["basis"].shape
+        coder = cls(dim, bases, state["predictor.0.weight"].shape[0])
+        coder.load_state_dict(state)
+        return coder
+
+    def config(self) -> dict:
+        """The sizes, as they stand in a file's header."""
+        num_bases, embedding_dim = self.basis.shape
+        hidden = self.predictor[0].weight.shape[0]
+        return {"coder": self.kind, "embedding_dim": embedding_dim, "num_bases": num_bases, "hidden_dim": hidden}
+
+    @property
+    def device(self) -> torch.device:
+        return self.basis.device
+
+    def chunk_tokens(self, device: torch.device) -> int:
+        """Tokens a chunk, so that one [tokens, K] workspace stays within the device's budget."""
+        budget = CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
+        return max(32, budget // (4 * self.basis.shape[0]))
+
+    def weights(self, z: Tensor) -> Tensor:
+        """Softmax weights [N, K] by autograd-able layers (BatchNorm as in this module's mode): for fitting."""
+        return torch.softmax(self.predictor(z), dim=1)
+
+    def skeleton(self, w: Tensor) -> Tensor:
+        """(w @ basis) * global_scale + global_bias, [N, C]."""
+        return (w @ self.basis) * self.global_scale + self.global_bias
+
+    def thickness(self, skeleton: Tensor) -> Tensor:
+        """exp(surface_head(s)) + 1e-6, [N, C]: the head's output acts as a log standard deviation."""
+        return self.surface_head(skeleton).exp() + EPSILON
+
+    @torch.no_grad()
+    def code(self, z: Tensor) -> Code:
+        """Skeleton and thickness of a chunk of fp32 tokens, with running BatchNorm statistics, and their pullback.
+
+        With dc the gradient to c = w @ basis, the softmax gives d logits = w * (basis @ dc - c . dc): two products with
+        the codebook, one workspace each, instead of autograd's several [n, K] temporaries.
+        """
+        w1, b1 = self._folded_input_layer()
+        w2, b2, w3, b3 = (p for layer in (self.predictor[3], self.predictor[5]) for p in (layer.weight, layer.bias))
+        a1, a2 = self.surface_head[0], self.surface_head[2]
+        h1 = torch.addmm(b1, z, w1.t()).relu_()
+        h2 = torch.addmm(b2, h1, w2.t()).relu_()
+        w = torch.addmm(b3, h2, w3.t())
+        torch.softmax(w, dim=1, out=w)
+        c = w @ self.basis
+        s = c * self.global_scale + self.global_bias
+        g1 = torch.addmm(a1.bias, s, a1.weight.t()).relu_()
+        spread = torch.addmm(a2.bias, g1, a2.weight.t()).exp_()
+
+        def pullback(grad_skeleton: Tensor, grad_thickness: Tensor) -> Tensor:
+            hidden = ((grad_thickness * spread) @ a2.weight).mul_(g1 > 0)
+            dc = (grad_skeleton + hidden @ a1.weight) * self.global_scale
+            logits = torch.addmm(-(dc * c).sum(dim=1, keepdim=True), dc, self.basis.t()).mul_(w)
+            hidden = (logits @ w3).mul_(h2 > 0)
+            hidden = (hidden @ w2).mul_(h1 > 0)
+            return hidden @ w1
+
+        return Code(s, spread + EPSILON, pullback)
+
+    def _folded_input_layer(self) -> tuple[Tensor, Tensor]:
+        linear, norm = self.predictor[0], self.predictor[1]
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return linear.weight * gain[:, None], (linear.bias - norm.running_mean) * gain + norm.bias

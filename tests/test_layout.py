@@ -1,0 +1,103 @@
+"""The layout's rules, each with the reason why breaking it is expensive."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = [
+    p
+    for p in ROOT.rglob("*.py")
+    if p.relative_to(ROOT).parts[0] in ("__init__.py", "nodes", "kernels", "trainers")
+]
+# What the registry's scanner flags, even once and even in a comment: a flagged version cannot be installed.
+TRIPWIRES = re.compile(
+    r"os\.environ|os\.getenv|subprocess|urllib|requests\.|import socket|importlib\.import_module|pickle"
+    r"|(?<![\w.])(?:eval|exec)\(|\.eval\(\)|nn\.Linear\(|\.cuda\(|torch\.autocast|empty_cache"
+)
+
+
+@pytest.mark.parametrize("folder", ["nodes", "kernels", "kernels/shell_lcc"])
+def test_namespace_folders_have_no_init(folder):
+    """nodes/__init__.py would shadow ComfyUI's nodes.py, kernels/__init__.py Hugging Face's kernels package."""
+    assert (ROOT / folder).is_dir()
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_there_is_something_to_check():
+    assert len(SHIPPED) > 15
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_code_is_clean(path):
+    text = path.read_text(encoding="ascii")
+    found = [f"{n}: {line.strip()}" for n, line in enumerate(text.splitlines(), 1) if TRIPWIRES.search(line)]
+    assert not found, found
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module name that a file imports, relative ones with their dots."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or ""))
+    return names
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if "kernels" in p.parts], ids=lambda p: p.name)
+def test_kernels_know_neither_comfyui_nor_trainers(path):
+    foreign = r"\.*(comfy|folder_paths|nodes|trainers|diffusers|accelerate)\b"
+    assert not {n for n in imported_modules(path) if re.match(foreign, n)}
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if "nodes" in p.parts], ids=lambda p: p.name)
+def test_nodes_do_not_import_trainers(path):
+    assert not {n for n in imported_modules(path) if "trainers" in n}
+
+
+def test_root_imports_nothing(pack):
+    """The pack's import is on the path of every ComfyUI start, and pytest imports the root as well."""
+    code = (
+        "import sys, importlib.util as u; before = set(sys.modules);"
+        f"s = u.spec_from_file_location('p', r'{ROOT / '__init__.py'}', submodule_search_locations=[r'{ROOT}']);"
+        "m = u.module_from_spec(s); sys.modules['p'] = m; s.loader.exec_module(m);"
+        "print(sorted(set(sys.modules) - before - {'p'})); assert m.WEB_DIRECTORY"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_trainers_reach_the_kernels_beside_hugging_faces():
+    """`from kernels...` would find Hugging Face's package of that name where it is installed."""
+    out = subprocess.run(
+        [sys.executable, "-c", "import trainers.kernels.formats as f; print(f.__file__)"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout  # fmt: skip
+    assert Path(out.strip()) == ROOT / "kernels" / "formats.py"
+
+
+def test_requirements_equal_the_projects_dependencies():
+    """ComfyUI-Manager installs requirements.txt, the registry reads pyproject.toml."""
+    declared = re.search(r"^dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S).group(1)
+    assert sorted(re.findall(r'"([^"]+)"', declared)) == sorted((ROOT / "requirements.txt").read_text().split())
+
+
+def test_extras_have_ranges_and_constraints_cover_them():
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"^\[project.optional-dependencies\](.*?)^\[", text, re.M | re.S).group(1)
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    for requirement in re.findall(r'"([^"]+)"', extras):
+        assert "==" not in requirement, f"{requirement}: a pin breaks other packs' installations"
+        assert re.match(r"[\w-]+", requirement).group(0) in pinned
+
+
+def test_version_is_said_once_alike():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'VERSION = "{version}"' in (ROOT / "kernels" / "version.py").read_text()
