@@ -104,8 +104,9 @@ def test_gradient_check_can_fail(coder, monkeypatch):
     """A pullback that forgets the coder's own dependence on z is found out."""
     honest = type(coder).code
 
-    def forgetful(self, z):
-        return honest(self, z)._replace(pullback=lambda grad_skeleton, grad_thickness: torch.zeros_like(grad_skeleton))
+    def forgetful(self, z, workspace=None):
+        blind = honest(self, z, workspace)
+        return blind._replace(pullback=lambda grad_skeleton, grad_thickness: torch.zeros_like(grad_skeleton))
 
     monkeypatch.setattr(type(coder), "code", forgetful)
     z = rand(7, channels_of(coder), seed=5)
@@ -187,6 +188,14 @@ def test_manifold_distance_map(coder, shape, dtype):
     assert d.dtype == torch.float32
     expected = naive.distance(*(lambda t: (t, *reference(coder)(t)))(z.float().movedim(1, -1).reshape(-1, 16)))
     torch.testing.assert_close(d.flatten(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_trainable_parameters_are_no_obstacle():
+    coder, z = make_predictor().requires_grad_(True), rand(9, 16, seed=5)
+    d, g = streamed.distance_and_gradient(coder, z)
+    assert not d.requires_grad
+    assert not g.requires_grad
+    assert not project(coder, z.requires_grad_(True), 1.0, 1.0, 1.0, 0.2).requires_grad
 
 
 def test_manifold_distance_is_differentiable():

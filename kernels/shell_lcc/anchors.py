@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..knn import knn
-from .coder import Code
+from .coder import Code, Workspace
 
 CPU_CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 16384
@@ -60,7 +60,7 @@ class Anchors(torch.nn.Module):
         return knn(z, self.anchors, self.half_norms, self.neighbours)
 
     @torch.no_grad()
-    def code(self, z: Tensor) -> Code:
+    def code(self, z: Tensor, workspace: Workspace | None = None) -> Code:
         """Skeleton and thickness of a chunk of fp32 tokens, and their pullback.
 
         With M = G + locality diag(G) + floor I, x = M^-1 1, w = x / sum(x) and p = M^-1 of the gradient to x,

@@ -11,7 +11,7 @@ class Code(NamedTuple):
     """Skeleton points and shell thickness [n, C] of a chunk of tokens.
 
     pullback: (gradient to the skeleton [n, C], gradient to the thickness [n, C]) -> gradient to the tokens [n, C]
-    through the coding; it may overwrite the coder's workspace, so call it once, before the next chunk is coded.
+    through the coding; it reads the workspace, so call it before the next chunk is coded.
     """
 
     skeleton: Tensor
@@ -19,28 +19,45 @@ class Code(NamedTuple):
     pullback: Callable[[Tensor, Tensor], Tensor]
 
 
+class Workspace:
+    """Buffers that the chunks of one pass share: fresh pages for every chunk cost as much as the arithmetic on them."""
+
+    def __init__(self):
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """The first `rows` rows of the buffer `name`, uninitialised or with what was left in them."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < rows:
+            buffer = self._buffers[name] = like.new_empty(rows, columns)
+        return buffer[:rows]
+
+
 class Coder(Protocol):
     """A Shell-LCC coder: a module that codes fp32 tokens [n, C] on its own device."""
 
-    def code(self, z: Tensor) -> Code: ...
+    def code(self, z: Tensor, workspace: Workspace | None = None) -> Code: ...
 
     def chunk_tokens(self, device: torch.device) -> int: ...
 
 
+@torch.no_grad()
 def distance(coder: Coder, z: Tensor) -> Tensor:
     """d [N] of tokens z [N, C] (fp32), a chunk at a time: extra memory does not grow with N beyond the result."""
-    d = z.new_empty(z.shape[0])
+    d, workspace = z.new_empty(z.shape[0]), Workspace()
     for rows in chunks(coder, z):
-        s, thickness, _ = coder.code(z[rows])
+        s, thickness, _ = coder.code(z[rows], workspace)
         torch.linalg.vector_norm((z[rows] - s).div_(thickness), dim=1, out=d[rows])
     return d
 
 
+@torch.no_grad()
 def distance_and_gradient(coder: Coder, z: Tensor) -> tuple[Tensor, Tensor]:
     """d [N] and its analytic gradient [N, C], value and gradient in one pass over chunks; no autograd graph."""
     d, gradient = z.new_empty(z.shape[0]), torch.empty_like(z, memory_format=torch.contiguous_format)
+    workspace = Workspace()
     for rows in chunks(coder, z):
-        s, thickness, pullback = coder.code(z[rows])
+        s, thickness, pullback = coder.code(z[rows], workspace)
         u = (z[rows] - s).div_(thickness)
         torch.linalg.vector_norm(u, dim=1, out=d[rows])
         # On the skeleton itself the norm has no gradient; autograd's convention there is zero.

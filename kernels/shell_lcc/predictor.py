@@ -6,12 +6,17 @@ State-compatible with the released checkpoint: `basis`, `global_scale`, `global_
 import torch
 from torch import Tensor
 
-from .coder import Code
+from .coder import Code, Workspace
 from .naive import EPSILON
 
 # Tokens x bases of one chunk: measured best between 8 and 32 MiB on a CPU; a GPU wants more rows to be filled.
 CPU_CHUNK_BYTES = 16 << 20
 CUDA_CHUNK_BYTES = 128 << 20
+
+
+def relu_pullback(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient where relu's output is positive, zero elsewhere, in one pass."""
+    return torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
 class Predictor(torch.nn.Module):
@@ -77,18 +82,20 @@ class Predictor(torch.nn.Module):
         return self.surface_head(skeleton).exp() + EPSILON
 
     @torch.no_grad()
-    def code(self, z: Tensor) -> Code:
+    def code(self, z: Tensor, workspace: Workspace | None = None) -> Code:
         """Skeleton and thickness of a chunk of fp32 tokens, with running BatchNorm statistics, and their pullback.
 
         With dc the gradient to c = w @ basis, the softmax gives d logits = w * (basis @ dc - c . dc): two products with
         the codebook, one workspace each, instead of autograd's several [n, K] temporaries.
         """
+        workspace = workspace or Workspace()
+        rows, bases = z.shape[0], self.basis.shape[0]
         w1, b1 = self._folded_input_layer()
         w2, b2, w3, b3 = (p for layer in (self.predictor[3], self.predictor[5]) for p in (layer.weight, layer.bias))
         a1, a2 = self.surface_head[0], self.surface_head[2]
         h1 = torch.addmm(b1, z, w1.t()).relu_()
         h2 = torch.addmm(b2, h1, w2.t()).relu_()
-        w = torch.addmm(b3, h2, w3.t())
+        w = torch.mm(h2, w3.t(), out=workspace.take("weights", rows, bases, z)).add_(b3)
         torch.softmax(w, dim=1, out=w)
         c = w @ self.basis
         s = c * self.global_scale + self.global_bias
@@ -96,11 +103,12 @@ class Predictor(torch.nn.Module):
         spread = torch.addmm(a2.bias, g1, a2.weight.t()).exp_()
 
         def pullback(grad_skeleton: Tensor, grad_thickness: Tensor) -> Tensor:
-            hidden = ((grad_thickness * spread) @ a2.weight).mul_(g1 > 0)
+            hidden = relu_pullback((grad_thickness * spread) @ a2.weight, g1)
             dc = (grad_skeleton + hidden @ a1.weight) * self.global_scale
-            logits = torch.addmm(-(dc * c).sum(dim=1, keepdim=True), dc, self.basis.t()).mul_(w)
-            hidden = (logits @ w3).mul_(h2 > 0)
-            hidden = (hidden @ w2).mul_(h1 > 0)
+            logits = torch.mm(dc, self.basis.t(), out=workspace.take("logits", rows, bases, z))
+            logits.sub_((dc * c).sum(dim=1, keepdim=True)).mul_(w)
+            hidden = relu_pullback(logits @ w3, h2)
+            hidden = relu_pullback(hidden @ w2, h1)
             return hidden @ w1
 
         return Code(s, spread + EPSILON, pullback)

@@ -4,23 +4,24 @@ import torch
 from torch import Tensor
 
 from . import coder as streamed
-from .coder import Coder
+from .coder import Coder, Workspace
 from .naive import limit_change
 
 # Below this distance a token stands on the skeleton and has no direction to be pushed out in.
 ON_SKELETON = 1e-6
 
 
+@torch.no_grad()
 def project(coder: Coder, z: Tensor, low: float, high: float, strength: float, trust: float) -> Tensor:
     """Radial pull of tokens z [N, C] (fp32) into distances [low, high], one forward pass, no gradient.
 
     z' = s + (z - s) (1 + strength (clamp(d) / d - 1)). low = high = r: onto the shell of radius r; low < high: into a
     band. strength: 0 none, 1 all the way; trust: largest ||z' - z|| / ||z|| of a token, > 0.
     """
-    moved = torch.empty_like(z, memory_format=torch.contiguous_format)
+    moved, workspace = torch.empty_like(z, memory_format=torch.contiguous_format), Workspace()
     for rows in streamed.chunks(coder, z):
         token = z[rows]
-        s, thickness, _ = coder.code(token)
+        s, thickness, _ = coder.code(token, workspace)
         offset = token - s
         d = torch.linalg.vector_norm(offset / thickness, dim=1)
         ratio = torch.where(d > ON_SKELETON, d.clamp(low, high) / d.clamp_min(ON_SKELETON), torch.ones_like(d))
@@ -28,6 +29,7 @@ def project(coder: Coder, z: Tensor, low: float, high: float, strength: float, t
     return moved
 
 
+@torch.no_grad()
 def descend(coder: Coder, z: Tensor, low: float, high: float, strength: float, trust: float, steps: int = 4) -> Tensor:
     """Gradient steps of tokens z [N, C] (fp32) on 0.5 (d - clamp(d, low, high))^2, inside one trust region.
 
