@@ -183,10 +183,10 @@ class CodingStatistics:
             else:
                 weights = self.coder.weights(token)
                 skeleton = self.coder.skeleton(weights)
-                self.usage += weights.sum(dim=0).double().cpu()
-            self.error += float((token - skeleton).square().double().sum())
+                self.usage += weights.sum(dim=0).cpu().double()
+            self.error += float((token - skeleton).square().sum())
         self.count += len(z)
-        wide = z.double().cpu()
+        wide = z.cpu().double()
         self.sums += wide.sum(dim=0)
         self.squares += wide.square().sum(dim=0)
 
