@@ -67,6 +67,15 @@ def test_one_clip_is_split_in_time():
         evaluation.split_frames(rand(16, 1, 2, 3))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_large_group_is_held_out_only_when_there_is_no_smaller(seed):
+    names = ["long"] * 10 + ["short"] * 3 + ["other"] * 4
+    fit, held = evaluation.held_out_split(names, 0.25, seed)
+    assert {names[i] for i in held} in ({"short"}, {"other"})
+    fit, held = evaluation.held_out_split(["long"] * 10 + ["short"] * 5, 0.1, seed)
+    assert held == [10, 11, 12, 13, 14]
+
+
 @pytest.mark.parametrize(
     ("sizes", "cap", "expected"),
     [([10, 10, 10], 100, [10, 10, 10]), ([10, 10, 10], 9, [3, 3, 3]), ([100, 2, 100], 42, [20, 2, 20]), ([5], 3, [3])],

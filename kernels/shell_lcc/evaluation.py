@@ -6,6 +6,7 @@ iterable, so that a caller may read them one at a time; nothing of tokens x base
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -32,22 +33,23 @@ def held_out_split(groups: Sequence[str], share: float, seed: int = 0) -> tuple[
     """(fitting indices, held-out indices), both ascending, at least one each; the same from the same seed.
 
     groups: one name a clip; clips of one name (windows of one video, say) stay on one side, unless there is one name
-    in all. share: of the clips to hold out, 0 to 1. Raises SplitError for fewer than two clips.
+    in all. share: of the clips to hold out, 0 to 1, met from below where the groups allow. Raises SplitError for fewer
+    than two clips.
     """
     if len(groups) < 2:
         raise SplitError(f"a split by clip needs at least two clips, found {len(groups)}; split_frames parts a single one")
     if len(set(groups)) == 1:
         groups = [str(i) for i in range(len(groups))]
     names = sorted(set(groups))
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    sizes = Counter(groups)
+    order = [names[i] for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()]
     wanted = max(1, round(share * len(groups)))
     held: set[str] = set()
-    count = 0
-    for place in order[: len(names) - 1]:
-        if count >= wanted:
-            break
-        held.add(names[place])
-        count += sum(g == names[place] for g in groups)
+    for name in order[: len(names) - 1]:
+        if sum(sizes[n] for n in held) + sizes[name] <= wanted:
+            held.add(name)
+    # Where every group is larger than the share, the smallest leaves most to fit on.
+    held = held or {min(order, key=sizes.get)}
     sides = ([i for i, g in enumerate(groups) if (g in held) == side] for side in (False, True))
     return tuple(sides)
 
