@@ -1,0 +1,174 @@
+"""Video files of a folder -> a batch of latents, one clip in memory at a time."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import av
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+from server import PromptServer
+
+TITLE = "Encode Clips from Folder"
+NO_FOLDERS = "(no folder in input yet)"
+# swscale's bicubic, full chroma interpolation, accurate rounding, bit-exact: its defaults are darker by half a level.
+SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
+
+
+def read_clips(path: str, width: int, height: int, frames: int, fps: float) -> Iterator[torch.Tensor]:
+    """Consecutive clips [frames, height, width, 3] in [0, 1] of a video, sampled at `fps`, covering the size and cropped
+    to its centre.
+
+    A video slower than fps is taken at its own rate: repeated frames would be stillness that nobody filmed.
+    Raises av.FFmpegError where the file is damaged, IndexError when it has no video stream.
+    """
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = float(stream.average_rate or fps)
+        step = 1 / min(fps, rate)
+        start, taken, clip = None, 0, []
+        for index, frame in enumerate(container.decode(stream)):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time = index / rate if frame.time is None else frame.time
+            start = time if start is None else start
+            # The frame nearest to the instant that is due.
+            if time < start + taken * step - 0.5 / rate - 1e-6:
+                continue
+            taken += 1
+            clip.append(_fit(frame, width, height))
+            if len(clip) == frames:
+                yield torch.cat(clip)
+                clip = []
+
+
+def _fit(frame, width: int, height: int) -> torch.Tensor:
+    rgb = frame.reformat(format="rgb24", interpolation=SCALER).to_ndarray()
+    pixels = np.rot90(rgb, round(frame.rotation / 90)).copy()
+    image = torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255
+    fitted = comfy.utils.common_upscale(image, width, height, "lanczos", "center")
+    return fitted.movedim(1, -1).clamp(0, 1)
+
+
+class EncodeClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_EncodeClips",
+            display_name=TITLE,
+            category="model/latent",
+            description=(
+                "Reads the video files of a folder in ComfyUI's input directory, cuts clips of one size and length out "
+                "of them and encodes each with a video VAE, one at a time. The latents are meant for Fit Shell-LCC. "
+                "HDR video is not converted."
+            ),
+            search_aliases=["encode videos", "load clips", "video folder", "dataset", "intrinsic reward", "batch encode"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Vae.Input("vae", tooltip="A video VAE, such as Wan2.1's."),
+                io.Combo.Input(
+                    "folder",
+                    options=folder_paths.get_input_subfolders() or [NO_FOLDERS],
+                    tooltip="A folder inside ComfyUI's input directory with video files; its subfolders are not searched.",
+                ),
+                io.Int.Input(
+                    "width", default=832, min=64, max=8192, step=16, tooltip="Clips are scaled to cover width x height."
+                ),
+                io.Int.Input(
+                    "height", default=480, min=64, max=8192, step=16, tooltip="What sticks out is cropped away evenly."
+                ),
+                io.Int.Input(
+                    "frames", default=33, min=5, max=1001, step=4, tooltip="Frames of a clip, 4n+1. Shorter files are skipped."
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=1.0,
+                    max=120.0,
+                    step=0.01,
+                    tooltip="Frames per second to sample at; 16 is Wan2.1's. Slower videos are taken at their own rate.",
+                ),
+                io.Int.Input(
+                    "max_clips",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    tooltip=(
+                        "Clips of one file at most. They resemble each other, so many files with one clip each teach "
+                        "more."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="All clips as one batch (raw, as VAE Encode gives it)."),
+                io.String.Output(
+                    display_name="report", tooltip="How many clips came from each file, and what was skipped and why."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae, folder, width, height, frames, fps, max_clips) -> io.NodeOutput:
+        if vae.latent_dim != 3:
+            raise ValueError(f"{TITLE}, input 'vae': found an image VAE, expected a video VAE such as Wan2.1's")
+        if frames % 4 != 1:
+            raise ValueError(f"{TITLE}, input 'frames': found {frames}, expected 4n+1, such as {frames // 4 * 4 + 1}")
+        path, names = list_videos(folder)
+        bar = comfy.utils.ProgressBar(len(names) * max_clips)
+        latents, lines = [], []
+        for number, name in enumerate(names):
+            before = len(latents)
+            problem = f"shorter than {frames} frames at {fps:g} frames per second"
+            try:
+                for count, clip in enumerate(read_clips(os.path.join(path, name), width, height, frames, fps), start=1):
+                    latents.append(vae.encode(clip))
+                    bar.update_absolute(number * max_clips + count)
+                    if count == max_clips:
+                        break
+            except (av.FFmpegError, IndexError) as e:
+                problem = f"not readable as video ({e})"
+                logging.warning("%s: %s is %s", TITLE, name, problem)
+            found = len(latents) - before
+            lines.append(f"{name}: {found} clip{'' if found == 1 else 's'}" if found else f"{name}: skipped, {problem}")
+            bar.update_absolute((number + 1) * max_clips)
+        text = "\n".join(lines)
+        if not latents:
+            raise ValueError(
+                f"{TITLE}: no clip of {frames} frames at {fps:g} frames per second in {path}; "
+                f"give longer videos or fewer frames.\n{text}"
+            )
+        text = f"{len(latents)} clips of {width}x{height}, {frames} frames\n{text}"
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        return io.NodeOutput({"samples": torch.cat(latents)}, text)
+
+    @classmethod
+    def validate_inputs(cls, folder):
+        if folder is None or folder in folder_paths.get_input_subfolders():
+            return True
+        if folder == NO_FOLDERS:
+            return f"make a folder in {folder_paths.get_input_directory()}, put videos into it and refresh"
+        return f"there is no folder '{folder}' in {folder_paths.get_input_directory()}"
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_):
+        path, names = list_videos(folder)
+        states = [os.stat(os.path.join(path, name)) for name in names]
+        return [[name, s.st_mtime_ns, s.st_size] for name, s in zip(names, states, strict=True)]
+
+
+def list_videos(folder: str) -> tuple[str, list[str]]:
+    """(path, names of the video files, sorted) of a folder in the input directory. Raises ValueError when there is none."""
+    if folder not in folder_paths.get_input_subfolders():
+        raise ValueError(f"{TITLE}, input 'folder': {folder!r} is not a folder in the input directory")
+    path = os.path.join(folder_paths.get_input_directory(), folder)
+    names = sorted(folder_paths.filter_files_content_types(os.listdir(path), ["video"]))
+    if not names:
+        raise ValueError(f"{TITLE}: no video file in {path}; put some there, such as .mp4 or .mkv")
+    return path, names
+
+
+NODES = [EncodeClips]

@@ -1,0 +1,15 @@
+"""The pack as ComfyUI sees it: its nodes and its model folder."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import encode_clips, shell_lcc_files, shell_lcc_fit, shell_lcc_guidance, shell_lcc_refine, shell_lcc_score
+
+MODULES = (shell_lcc_files, shell_lcc_guidance, shell_lcc_score, shell_lcc_refine, shell_lcc_fit, encode_clips)
+
+
+class IntrinsicRewardExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        shell_lcc_files.register_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for module in MODULES for node in module.NODES]

@@ -1,0 +1,111 @@
+"""Shell-LCC guidance: the model's prediction of the clean latent, corrected at every step of sampling."""
+
+from comfy_api.latest import io
+
+from ..kernels.latent_space import LatentSpaceError, from_comfy
+from ..kernels.shell_lcc.manifold import ShellManifold
+from .shell_lcc_pull import method_inputs, pull_settings, trust_input
+from .shell_lcc_type import ShellLCCType
+
+KEY = "intrinsic_reward_shell_lcc"
+
+
+def require_same_space(manifold: ShellManifold, model) -> None:
+    """Raises LatentSpaceError, naming both, when the manifold was fitted on another VAE than the model works with."""
+    space = from_comfy(model.get_model_object("latent_format"))
+    if not space.same_as(manifold.space):
+        raise LatentSpaceError(
+            f"Shell-LCC Guidance: manifold '{manifold.name}' was fitted in latent space '{manifold.space.id}', model "
+            f"{type(model.model).__name__} works in '{space.id}'; load a manifold of '{space.id}', or another model"
+        )
+
+
+def in_window(sampling, sigma, start_percent: float, end_percent: float) -> bool:
+    """Whether a step's sigma lies in the window, by the noise schedule in force at that step."""
+    return bool(sampling.percent_to_sigma(end_percent) <= sigma <= sampling.percent_to_sigma(start_percent))
+
+
+class ShellLCCGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_ShellLCCGuidance",
+            display_name="Shell-LCC Guidance",
+            category="model/patch/wan",
+            description=(
+                "Corrects the model's prediction of the clean latent at every sampling step: tokens that are smoother "
+                "or noisier than those of real video are pulled back to the manifold's shell. Needs no training, no "
+                "extra model call and works at any cfg. The manifold must belong to the model's VAE."
+            ),
+            search_aliases=["shell lcc", "manifold guidance", "intrinsic reward", "detail guidance", "anti blur"],
+            inputs=[
+                io.Model.Input("model", tooltip="A video model, such as Wan2.1, before or after LoRA and shift nodes."),
+                ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="0 returns the model unchanged, 1 pulls all the way to the target, above 1 overshoots.",
+                ),
+                *method_inputs(),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip=(
+                        "Share of the noise schedule at which guidance starts. Early predictions are blurrier than any "
+                        "real clip, so a later start may be gentler; which start is best has not been measured yet."
+                    ),
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Share of the noise schedule at which guidance ends; 1 is the last step.",
+                ),
+                trust_input(),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with guidance; the input model itself when strength is 0.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, manifold, strength, method, target, radius, start_percent, end_percent, trust
+    ) -> io.NodeOutput:
+        if start_percent > end_percent:
+            raise ValueError(
+                f"Shell-LCC Guidance: start_percent {start_percent:g} is after end_percent {end_percent:g}; swap them"
+            )
+        if strength == 0:
+            return io.NodeOutput(model)
+        shell = manifold.manifold
+        require_same_space(shell, model)
+        settings = pull_settings(shell, method, target, radius, strength, trust)
+
+        def correct(args):
+            x0 = args["denoised"]
+            # Read here, not when the graph is built: a shift node after this one changes the schedule.
+            if not in_window(args["model"].model_sampling, args["sigma"][0], start_percent, end_percent):
+                return x0
+            if x0.ndim != 5:
+                raise ValueError(
+                    "Shell-LCC Guidance: expected a video latent [batch, channels, frames, height, width] while "
+                    f"sampling, found shape {list(x0.shape)}; audio-video models and image latents are not supported"
+                )
+            return shell.pull(x0, **settings)
+
+        m = model.clone()
+        m.set_model_sampler_post_cfg_function(correct)
+        present = m.get_additional_models_with_key(KEY)
+        if not any(manifold.patcher.is_clone(p) for p in present):
+            m.set_additional_models(KEY, [*present, manifold.patcher])
+        return io.NodeOutput(m)
+
+
+NODES = [ShellLCCGuidance]

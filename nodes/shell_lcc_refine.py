@@ -1,0 +1,52 @@
+"""Shell-LCC refinement: one correction of a finished latent, before it is decoded."""
+
+from comfy_api.latest import io
+
+from .latents import read_raw
+from .shell_lcc_pull import method_inputs, pull_settings, trust_input
+from .shell_lcc_type import ShellLCCType, load_to_device
+
+
+class ShellLCCRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_ShellLCCRefine",
+            display_name="Shell-LCC Refine",
+            category="model/latent/advanced",
+            description=(
+                "Pulls the tokens of a finished video latent to the manifold's shell once, before decoding. Takes well "
+                "under the time of a sampling step. The whole latent is corrected: a noise mask is passed on, not "
+                "applied."
+            ),
+            search_aliases=["shell lcc", "latent refine", "intrinsic reward", "latent sharpen", "latent denoise"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="A video latent as samplers and VAE Encode give it."),
+                ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="0 returns the latent unchanged, 1 pulls all the way to the target, above 1 overshoots.",
+                ),
+                *method_inputs(),
+                trust_input(),
+            ],
+            outputs=[io.Latent.Output(tooltip="The corrected latent, with everything else that the input carried.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, manifold, strength, method, target, radius, trust) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(latent)
+        shell = manifold.manifold
+        settings = pull_settings(shell, method, target, radius, strength, trust)
+        raw = read_raw(latent, shell.space, "Shell-LCC Refine, input 'latent'")
+        load_to_device(manifold, raw)
+        refined = shell.space.denormalise(shell.pull(shell.space.normalise(raw.float()), **settings))
+        return io.NodeOutput({**latent, "samples": refined.to(raw.dtype)})
+
+
+NODES = [ShellLCCRefine]

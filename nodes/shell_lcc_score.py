@@ -1,0 +1,125 @@
+"""Shell-LCC score: how far a video latent is from real ones, in numbers, in words and in a picture."""
+
+import logging
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..kernels.shell_lcc.manifold import ShellManifold
+from .latents import normalised_warning, read_raw
+from .shell_lcc_heat_map import heat_map
+from .shell_lcc_type import ShellLCCType, load_to_device
+
+LATENT_FRAMES, VIDEO_FRAMES = "latent frames", "video frames"
+NO_PERCENTILE = -1.0
+SOURCE = "Shell-LCC Score, input 'latent'"
+
+
+def measure(manifold: ShellManifold, z: torch.Tensor) -> torch.Tensor:
+    """Distances [B, T, H, W] of normalised latents, one item of the batch at a time."""
+    maps = []
+    for item in z.split(1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        maps.append(manifold.distance(item))
+    return torch.cat(maps)
+
+
+def report(manifold: ShellManifold, distance: torch.Tensor) -> str:
+    """A few lines on distances [B, T, H, W]: the manifold, and every item with its frames."""
+    lines = [f"Manifold '{manifold.name}' ({manifold.space.id}), radius {manifold.radius:.3f}"]
+    if manifold.calibration is None:
+        lines[0] += "; not calibrated, so there are no percentiles"
+    else:
+        low, high = manifold.band
+        lines[0] += f", band {low:.3f} to {high:.3f} (90 % of real tokens)"
+    for index, item in enumerate(distance):
+        line = f"Clip {index + 1}: score {float(item.mean()):.3f}"
+        if manifold.calibration is not None:
+            smooth, noisy = (100 * float(share.float().mean()) for share in (item < low, item > high))
+            percentile = 100 * float(manifold.frame_percentile(item.mean()))
+            line += f", percentile {percentile:.0f}; tokens smoother than the band {smooth:.1f} %, noisier {noisy:.1f} %"
+        lines.append(line)
+        lines.append("  frames: " + " ".join(f"{float(frame.mean()):.3f}" for frame in item))
+    return "\n".join(lines)
+
+
+class ShellLCCScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_ShellLCCScore",
+            display_name="Shell-LCC Score",
+            category="model/latent/advanced",
+            description=(
+                "Measures how far a video latent lies from the latents of real video. A score near the manifold's "
+                "radius is what real clips have; lower means over-smoothed, higher means noisy or broken. The heat map "
+                "shows where: blue is smoother than real video, red noisier, dark ordinary."
+            ),
+            search_aliases=["shell lcc", "latent score", "intrinsic reward", "video quality", "heat map", "manifold distance"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="A video latent as samplers and VAE Encode give it (raw, not normalised)."),
+                ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
+                io.Combo.Input(
+                    "frames",
+                    options=[LATENT_FRAMES, VIDEO_FRAMES],
+                    default=LATENT_FRAMES,
+                    tooltip=(
+                        "Images of the heat map. latent frames: one for each frame of the latent. video frames: as "
+                        "many as the decoded clip has, at its size, to blend with it."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="score", tooltip="Mean distance of all tokens of the batch."),
+                io.Float.Output(
+                    display_name="percentile",
+                    tooltip=(
+                        "Share (0 to 100) of held-out real frames with a smaller score; -1 when the manifold is not "
+                        "calibrated."
+                    ),
+                ),
+                io.Float.Output(
+                    display_name="clip_scores", is_output_list=True, tooltip="The score of each clip of the batch, as a list."
+                ),
+                io.Float.Output(
+                    display_name="frame_scores",
+                    is_output_list=True,
+                    tooltip="The score of each latent frame, clip after clip, as a list.",
+                ),
+                io.Image.Output(
+                    display_name="heat_map", tooltip="Blue: smoother than real video, red: noisier, dark: ordinary."
+                ),
+                io.String.Output(display_name="report", tooltip="All of it in words."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, latent, manifold, frames) -> io.NodeOutput:
+        shell = manifold.manifold
+        raw = read_raw(latent, shell.space, SOURCE)
+        load_to_device(manifold, raw)
+        distance = measure(shell, shell.space.normalise(raw.float()))
+        score = distance.mean()
+        percentile = NO_PERCENTILE if shell.calibration is None else 100 * float(shell.frame_percentile(score))
+        text = report(shell, distance)
+        warning = normalised_warning(raw, shell.space, SOURCE)
+        if warning is not None:
+            logging.warning(warning)
+            text = f"{warning}\n{text}"
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        return io.NodeOutput(
+            float(score),
+            percentile,
+            distance.mean(dim=(1, 2, 3)).tolist(),
+            distance.mean(dim=(2, 3)).flatten().tolist(),
+            heat_map(shell, distance, frames == VIDEO_FRAMES).to(comfy.model_management.intermediate_device()),
+            text,
+            ui=ui.PreviewText(text),
+        )
+
+
+NODES = [ShellLCCScore]

@@ -1,0 +1,62 @@
+"""Fixtures for tests that run inside a real ComfyUI.
+
+ComfyUI is taken from COMFYUI_PATH, else from ~/comfy/ComfyUI, and must be importable by the Python that runs pytest.
+Without it every test of this folder is skipped. Test modules import ComfyUI's packages inside their functions, never at the
+top: before the fixture `comfy` has run, those imports would fail or read the wrong arguments.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from .comfyui_in_process import load_comfyui
+from .comfyui_install import find_comfyui, make_base_directory, reason_to_skip
+from .comfyui_server import ComfyUIServer
+from .tiny_wan import write_models
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if HERE in item.path.resolve().parents]
+    if not here:
+        return
+    try:
+        reason = reason_to_skip()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from None
+    if reason is not None:
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def comfyui_path():
+    """The folder of the ComfyUI under test."""
+    return find_comfyui()
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    """ComfyUI's base directory for this session: models, custom_nodes, input, output; ComfyUI's own tree is never written."""
+    return make_base_directory(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def models_dir(base_dir):
+    """The models folder with the tiny Wan2.1 files; what a test adds is seen by `comfy` and `server` at once."""
+    write_models(base_dir / "models")
+    return base_dir / "models"
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui_path, base_dir, models_dir):
+    """ComfyUI imported into this process with the pack loaded: an InProcessComfyUI."""
+    return load_comfyui(comfyui_path, base_dir)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path, base_dir, models_dir):
+    """A running ComfyUI server with the pack installed: a ComfyUIServer."""
+    with ComfyUIServer(comfyui_path, base_dir) as running:
+        yield running
