@@ -1,7 +1,12 @@
 """k-means, by FAISS, and Lloyd's algorithm in plain torch as its reference."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+# As many as FAISS itself would sample; more cost time and gain nothing.
+TOKENS_PER_CENTROID = 256
 
 
 def kmeans_naive(tokens: Tensor, start: Tensor, iterations: int) -> Tensor:
@@ -15,9 +20,17 @@ def kmeans_naive(tokens: Tensor, start: Tensor, iterations: int) -> Tensor:
     return centroids
 
 
-def kmeans(tokens: Tensor, count: int, iterations: int = 20, seed: int = 0) -> Tensor:
-    """`count` centroids [K, C] of tokens [N, C] (fp32, on the CPU), the same from the same seed.
+def kmeans(
+    tokens: Tensor,
+    count: int,
+    iterations: int = 20,
+    seed: int = 0,
+    on_iteration: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`count` centroids [K, C] of tokens [N, C], on the CPU in fp32, the same from the same seed.
 
+    At most TOKENS_PER_CENTROID tokens a centroid are used, drawn by the seed. on_iteration(done, iterations) is called
+    after each iteration and may raise to interrupt.
     Raises ValueError when there are fewer tokens than centroids, ImportError when FAISS is not installed.
     """
     if tokens.shape[0] < count:
@@ -26,7 +39,16 @@ def kmeans(tokens: Tensor, count: int, iterations: int = 20, seed: int = 0) -> T
         import faiss
     except ImportError as e:
         raise ImportError("k-means needs FAISS: pip install faiss-cpu") from e
-    # FAISS subsamples to 256 points a centroid by itself; asking for all of them costs time and gains nothing.
-    search = faiss.Kmeans(tokens.shape[1], count, niter=iterations, seed=seed, min_points_per_centroid=1, verbose=False)
-    search.train(tokens.detach().float().cpu().contiguous().numpy())
-    return torch.from_numpy(search.centroids.copy())
+    order = torch.randperm(tokens.shape[0], generator=torch.Generator().manual_seed(seed))
+    data = tokens.detach()[order[: TOKENS_PER_CENTROID * count].to(tokens.device)].float().cpu().contiguous().numpy()
+    centroids = None
+    # One iteration a call: FAISS itself can be neither watched nor interrupted.
+    for done in range(1, iterations + 1):
+        step = faiss.Kmeans(
+            data.shape[1], count, niter=1, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(data)
+        )
+        step.train(data, init_centroids=centroids)
+        centroids = step.centroids
+        if on_iteration is not None:
+            on_iteration(done, iterations)
+    return torch.from_numpy(centroids.copy())

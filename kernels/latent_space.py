@@ -63,6 +63,17 @@ class LatentSpace:
                 f"found shape {list(x.shape)}; use a latent made by the VAE of '{self.id}'"
             )
 
+    def require_video(self, x: Tensor, source: str) -> None:
+        """Raises ValueError naming `source` unless x is a finite video latent [B, C, T, H, W] of this space's channels."""
+        if x.ndim != 5:
+            raise ValueError(
+                f"{source}: expected a video latent [batch, channels, frames, height, width], found shape {list(x.shape)}; "
+                "use one that a video VAE made, or an empty video latent"
+            )
+        self.require_channels(x, 1, source)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{source}: found NaN or infinite values; look at what made the latent (often fp16 overflow)")
+
     def same_as(self, other: "LatentSpace") -> bool:
         """True when both normalise alike, whatever they are called."""
         return self.channels == other.channels and _close(self.mean, other.mean) and _close(self.std, other.std)

@@ -11,14 +11,7 @@ def read_raw(latent: dict, space: LatentSpace, source: str) -> torch.Tensor:
     samples = latent["samples"]
     if samples.is_nested:
         raise ValueError(f"{source}: expected a video latent, found a combined audio-video latent; connect its video part")
-    if samples.ndim != 5:
-        raise ValueError(
-            f"{source}: expected a video latent [batch, channels, frames, height, width], found shape {list(samples.shape)}; "
-            "connect a latent made with a Wan VAE or an empty video latent"
-        )
-    space.require_channels(samples, 1, source)
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError(f"{source}: found NaN or infinite values; look for the node that made them (often fp16 overflow)")
+    space.require_video(samples, source)
     return samples
 
 

@@ -188,11 +188,13 @@ class FitShellLCC(io.ComfyNode):
             rest = 4 * sum(z[0].numel() for _, z in held)
             bar = comfy.utils.ProgressBar(len(tokens) + rest)
 
-            def advance(done, _=None):
+            def advance(done):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 bar.update_absolute(done)
 
-            coder = fit_anchors(tokens, anchors, neighbours, locality[0], seed, advance)
+            coder = fit_anchors(
+                tokens, anchors, neighbours, locality[0], seed, lambda share: advance(round(share * len(tokens)))
+            )
             manifold = ShellManifold(coder, space, name="fitted here")
             maps = []
             for _, z in held:

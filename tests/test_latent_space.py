@@ -121,3 +121,18 @@ def test_raw_for_normalised_is_loud(space, scale):
         ls.require_state(raw, space, ls.NORMALISED, "a.latent")
     with pytest.raises(ls.LatentSpaceError, match="b.pt.*twice"):
         ls.require_state(normalised, space, ls.RAW, "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.zeros(1, 16, 4, 4), r"expected a video latent.*\[1, 16, 4, 4\].*video VAE"),
+        (torch.zeros(1, 4, 2, 4, 4), "16 channels.*wan21"),
+        (torch.full((1, 16, 2, 4, 4), float("nan")), "NaN"),
+        (torch.full((1, 16, 2, 4, 4), float("inf")), "found NaN or infinite"),
+    ],
+)
+def test_require_names_the_source(z, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ls.WAN21.require_video(z, "samples")
+    assert str(caught.value).startswith("samples")

@@ -104,9 +104,9 @@ def _fit_anchors(args, place) -> int:
     require_output(output, args.overwrite)
     gathered = _gather(args, place)
     count = bases_for(len(gathered.tokens), args.num_bases, args.neighbours)
-    with _Bar("k-means, then thickness", len(gathered.tokens), "token") as bar:
+    with _Bar("k-means, then thickness", 100, "%") as bar:
         coder = fit_anchors(
-            gathered.tokens, count, args.neighbours, args.locality, args.seed, lambda done, _: bar.reach(done)
+            gathered.tokens, count, args.neighbours, args.locality, args.seed, lambda share: bar.reach(round(100 * share))
         )
     return _finish(args, place, gathered, coder, {})
 

@@ -19,19 +19,22 @@ def fit_anchors(
     neighbours: int = 16,
     locality: float = 0.2,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Anchors:
     """A coder fitted on tokens [N, C] (fp32, normalised): `count` anchors, `neighbours` of them coding a token.
 
-    on_progress(tokens done, tokens in all) is called after every chunk of the second pass; it may raise to interrupt.
+    on_progress(share done, 0 to 1) is called between k-means' iterations and after every chunk of the pass that
+    measures thickness; it may raise to interrupt.
     Raises ValueError when there are fewer tokens than anchors or neighbours.
     """
-    coder = Anchors(kmeans(tokens, count, seed=seed), torch.ones(count, tokens.shape[1]), neighbours, locality)
-    coder.region_thickness.copy_(region_thickness(coder, tokens, on_progress))
+    report = on_progress or (lambda share: None)
+    centroids = kmeans(tokens, count, seed=seed, on_iteration=lambda done, of: report(0.5 * done / of))
+    coder = Anchors(centroids, torch.ones(count, tokens.shape[1]), neighbours, locality)
+    coder.region_thickness.copy_(region_thickness(coder, tokens, lambda share: report(0.5 + 0.5 * share)))
     return coder
 
 
-def region_thickness(coder: Anchors, tokens: Tensor, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
+def region_thickness(coder: Anchors, tokens: Tensor, on_progress: Callable[[float], None] = lambda share: None) -> Tensor:
     """Thickness [K, C] that puts the root mean square distance at 1 in every region, shrunk to the global one.
 
     thickness^2 = C * mean squared residual of the region's tokens, per dimension.
@@ -43,8 +46,7 @@ def region_thickness(coder: Anchors, tokens: Tensor, on_progress: Callable[[int,
         region = coder.nearest(token)[:, 0]
         squares.index_add_(0, region, (token - coder.code(token).skeleton).square())
         members.index_add_(0, region, torch.ones(len(token), 1))
-        if on_progress is not None:
-            on_progress(min(rows.stop, len(tokens)), len(tokens))
+        on_progress(min(rows.stop / len(tokens), 1.0))
     overall = squares.sum(dim=0) / members.sum()
     # A dimension that every token is coded exactly in would divide by zero later.
     overall = overall.clamp_min(1e-8)

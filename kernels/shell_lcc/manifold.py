@@ -61,7 +61,8 @@ class ShellManifold(torch.nn.Module):
         if self.calibration is None:
             raise UncalibratedError(
                 f"manifold '{self.name}' has no calibration, so {wanted} is not known; "
-                "run `python -m trainers.shell_lcc import ... --calibrate LATENTS` or give a radius"
+                "fit one with the Fit Shell-LCC node or `python -m trainers.shell_lcc fit`, "
+                "or give --calibrate LATENTS to `import`"
             )
         return self.calibration
 
@@ -114,17 +115,6 @@ class ShellManifold(torch.nn.Module):
             move = project if method == "band" else descend
             moved = move(self.coder, tokens, low, high, strength, trust)
         return moved.view(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1).to(z).contiguous()
-
-    def require(self, z: Tensor, source: str) -> None:
-        """Raises ValueError naming `source` unless z is a finite video latent [B, C, T, H, W] of this space's channels."""
-        if z.ndim != 5:
-            raise ValueError(
-                f"{source}: expected a video latent [batch, channels, frames, height, width], found shape {list(z.shape)}"
-                + ("; an image latent has no frames axis: encode it with a video VAE" if z.ndim == 4 else "")
-            )
-        self.space.require_channels(z, 1, source)
-        if not bool(torch.isfinite(z).all()):
-            raise ValueError(f"{source}: the latent has NaN or infinite values; look at what made it (often fp16 overflow)")
 
     def _tokens(self, z: Tensor) -> Tensor:
         if z.ndim != 5 or z.shape[1] != self.space.channels:
