@@ -8,8 +8,10 @@ On CUDA the share of one transformer step of the real Wan2.1-1.3B shape (random 
 """
 
 import argparse
+import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,9 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 def extra_peak(call: Callable[[], object], device: torch.device) -> float:
     """Bytes by which one call raises the peak above what is held before it; nan where the system does not tell."""
     gc.collect()
+    if sys.platform == "linux":
+        # What the C library keeps of an earlier call would hide this one's need.
+        ctypes.CDLL(None).malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -12,8 +12,6 @@ Trainers write it, nodes read it. Every value of a safetensors header is a strin
 """
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .atomic import write_atomic
 from .latent_space import LatentSpace
 
 FORMAT = "intrinsic_reward"
@@ -103,20 +102,12 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
 
     Raises OSError (naming the file) when the folder cannot be written or the disk is full.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Deep copies: safetensors refuses tensors that share memory, and a view would drag its whole base into the file.
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
     try:
-        save_file(plain, partial, metadata=to_metadata(header))
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        write_atomic(path, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))
     except SafetensorError as e:
         raise OSError(f"{path}: could not be written ({e})") from e
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def describe_foreign(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic import write_atomic
+from .kernels.atomic import write_atomic
 from .kernels.shell_lcc.evaluation import score, summary
 from .kernels.shell_lcc.manifold import ShellManifold, load
 from .shell_lcc_device import pick_device

@@ -1,0 +1,270 @@
+"""Encodes video files to normalised VAE latents in safetensors shards, for the fitting and evaluation trainers.
+
+    python -m trainers.encode --videos clips/ --vae wan_2.1_vae.safetensors --output latents/
+
+Rerun it after a crash or Ctrl-C: finished videos are skipped. Several processes share the work by
+`--shard_index i --num_shards n`, or under torchrun or `accelerate launch -m trainers.encode ...`. A damaged file is
+skipped; report.json (report-i-of-n.json with several processes) says which and why. The exit code is 1 only when this
+process had videos and none of them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from . import shards, wan_vae
+from .buckets import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
+from .inputs import InputError, expand
+from .kernels.atomic import write_atomic
+from .kernels.formats import FormatError
+from .kernels.latent_space import LatentSpaceError
+from .kernels.version import CREATED_BY
+from .video import SUFFIXES, Reading, Source, VideoError, read_windows
+
+ERRORS = (InputError, shards.ShardError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError)
+
+
+@dataclass
+class Outcome:
+    """What became of one video. status: "encoded", "already encoded", or "skipped" (then `reason` says why)."""
+
+    status: str = "encoded"
+    clips: int = 0
+    seconds: float = 0.0
+    fps: float | None = None
+    reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def encode_video(path: Path, source: Source, reading: Reading, vae, writer: shards.Writer, done: shards.Done) -> Outcome:
+    """Encodes one video's windows into `writer`, except clips that `done` has. A bad video gives status "skipped"."""
+    outcome = Outcome(notes=source.notes)
+    video = shards.video_id(source.name, path, writer.settings)
+    if done.has(video, reading.max_windows):
+        outcome.status = "already encoded"
+        return outcome
+    if done.sources.get(source.name, set()) - {video}:
+        source.note("the file changed since it was encoded: its old clips are still in the folder; --overwrite starts afresh")
+    count = 0
+    try:
+        for window in read_windows(path, reading, source):
+            count += 1
+            clip = shards.clip_id(source.name, video, window.index)
+            outcome.clips, outcome.fps = count, window.fps
+            outcome.seconds += window.frames.shape[0] / window.fps
+            if clip in done.clips:
+                continue
+            z = vae.encode(window.frames).to(wan_vae.DTYPES[writer.settings["dtype"]])
+            length, _, height, width = window.frames.shape
+            entry = {"source": source.name, "video": video, "window": window.index, "start_frame": window.start_frame}
+            entry |= {"start_s": round(window.start_s, 6), "fps": round(window.fps, 6)}
+            writer.add(clip, z, entry | {"frames": length, "width": width, "height": height})
+    except (VideoError, wan_vae.VaeError) as e:
+        message = str(e)
+        outcome.status, outcome.reason = "skipped", message if message.startswith(source.name) else f"{source.name}: {message}"
+        return outcome
+    writer.finish_video(video, {"source": source.name, "clips": count, "max_clips": reading.max_windows})
+    return outcome
+
+
+def write_report(path: Path, outcomes: dict[str, Outcome], settings: dict, pending: int) -> None:
+    """report.json: per video its status, clips, reason and notes; then totals. `pending`: videos not reached."""
+    statuses = [o.status for o in outcomes.values()]
+    report = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": settings,
+        "totals": {s: statuses.count(s) for s in ("encoded", "already encoded", "skipped")} | {"not reached": pending},
+        "videos": {name: vars(o) for name, o in outcomes.items()},
+    }
+    text = json.dumps(report, indent=1, sort_keys=False)
+    write_atomic(path, lambda partial: Path(partial).write_text(text + "\n", encoding="utf-8"))
+
+
+def table(outcomes: dict[str, Outcome], pending: int) -> str:
+    """The closing summary."""
+    groups = {s: [o for o in outcomes.values() if o.status == s] for s in ("encoded", "already encoded", "skipped")}
+    fresh = groups["encoded"]
+    clips, seconds = sum(o.clips for o in fresh), sum(o.seconds for o in fresh)
+    lines = [f"{len(group):6d}  {status}" for status, group in groups.items()]
+    lines[0] += f": {clips} clips, {seconds:.1f} s of video"
+    if pending:
+        lines.append(f"{pending:6d}  not reached")
+    lines += [f"        {o.reason}" for o in groups["skipped"]]
+    lines += [f"        {name}: {note}" for name, o in outcomes.items() if o.status == "encoded" for note in o.notes]
+    return "\n".join(lines)
+
+
+def parse(argv=None) -> argparse.Namespace:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m trainers.encode", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--videos", nargs="+", required=True, metavar="DIR_OR_GLOB", help="files, folders (searched deeply), patterns"
+    )
+    files.add_argument("--vae", required=True, metavar="FILE_OR_DIR", help="wan_2.1_vae.safetensors, or a diffusers folder")
+    files.add_argument("--output", required=True, metavar="DIR", help="folder for the shards and report.json")
+    files.add_argument("--overwrite", action="store_true", help="delete the shards in --output first")
+    files.add_argument("--shard_clips", type=int, default=32, help="clips per shard: what a crash can lose (default 32)")
+    clips = parser.add_argument_group("clips")
+    clips.add_argument("--size", choices=list(BUCKETS), help="the bucket of this size nearest in aspect (default 480p)")
+    clips.add_argument("--width", type=int, help=f"fixed width, a multiple of {MULTIPLE}; with --height, instead of --size")
+    clips.add_argument("--height", type=int)
+    clips.add_argument("--fps", type=float, default=16.0, help="frames per second (default 16); slower videos keep theirs")
+    clips.add_argument("--frames", type=int, default=81, help="per clip, 4n+1 (default 81); short videos use what they have")
+    clips.add_argument("--min_frames", type=int, default=5, help="shortest clip kept (default 5)")
+    clips.add_argument("--max_clips_per_video", type=int, default=1, help="consecutive clips per video (default 1, 0 = all)")
+    clips.add_argument("--hdr", choices=("tonemap", "refuse"), default="tonemap", help="PQ and HLG: to BT.709, or skip")
+    clips.add_argument("--no_upscale", action="store_true", help="skip videos smaller than their clip size")
+    compute = parser.add_argument_group("computing")
+    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    compute.add_argument("--dtype", choices=list(wan_vae.DTYPES), default="float16", help="of the shards (default float16)")
+    compute.add_argument("--vae_dtype", choices=["auto", *wan_vae.DTYPES], default="auto", help="auto: bfloat16 on a GPU")
+    compute.add_argument(
+        "--tiling", action="store_true", help="encode in tiles of 256 pixels: less memory, other latents at seams"
+    )
+    compute.add_argument("--shard_index", type=int, default=0, help="this process among --num_shards, from 0")
+    compute.add_argument("--num_shards", type=int, default=1)
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        with _Processes(args) as processes:
+            return run(args, processes)
+    except ERRORS as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace, processes) -> int:
+    """Encodes this process's share. Returns the exit code."""
+    from tqdm import tqdm
+
+    videos = list(expand(args.videos, SUFFIXES, "videos").items())[processes.index :: processes.count]
+    device = processes.device
+    vae_dtype = args.vae_dtype if args.vae_dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
+    vae = wan_vae.load(args.vae, wan_vae.DTYPES[vae_dtype], device)
+    if args.tiling:
+        vae.model.enable_tiling()
+    settings = {
+        "size": args.size or f"{args.width}x{args.height}",
+        "fps": args.fps,
+        "frames": args.frames,
+        "hdr": args.hdr,
+        "dtype": args.dtype,
+        "vae_dtype": vae_dtype,
+        "tiling": args.tiling,
+        "vae": vae.digest,
+    }
+    reading = Reading(
+        (lambda w, h: nearest_bucket(args.size, w, h)) if args.size else (lambda w, h: (args.width, args.height)),
+        args.fps,
+        args.frames,
+        args.min_frames,
+        args.max_clips_per_video,
+        args.hdr,
+        not args.no_upscale,
+    )
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if args.overwrite:
+        shards.remove(output, processes.index, processes.count)
+    done = shards.Done() if args.overwrite else shards.scan(output, settings)
+    provenance = {"created_by": CREATED_BY, "trainer": "encode", "vae": vae.name, "torch": torch.__version__}
+    writer = shards.Writer(output, vae.space, settings, provenance, processes.index, processes.count, args.shard_clips)
+
+    outcomes: dict[str, Outcome] = {}
+    suffix = f"-{processes.index}-of-{processes.count}" if processes.count > 1 else ""
+    interrupted = False
+    try:
+        for name, path in tqdm(videos, desc=f"encoding{suffix}", unit="video", disable=not sys.stderr.isatty()):
+            outcomes[name] = encode_video(path, Source(name), reading, vae, writer, done)
+    except KeyboardInterrupt:
+        interrupted = True
+    except torch.OutOfMemoryError as e:
+        raise wan_vae.VaeError(f"{name}: out of memory at {settings['size']}; try --tiling or a smaller size") from e
+    finally:
+        writer.flush()
+        write_report(output / f"report{suffix}.json", outcomes, settings, len(videos) - len(outcomes))
+    print(table(outcomes, len(videos) - len(outcomes)))
+    if interrupted:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
+    return 1 if outcomes and all(o.status == "skipped" for o in outcomes.values()) else 0
+
+
+class _Processes:
+    """This process's index among `count`: --shard_index of --num_shards, times the processes that a launcher started."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.device = _device(args.device)
+        try:
+            from accelerate import PartialState
+        except ImportError:
+            self.state, rank, world = None, 0, 1
+        else:
+            # Left to itself it takes no notice of other processes where there is no GPU, and each would do all videos.
+            self.state = PartialState(cpu=self.device.type == "cpu")
+            rank, world = self.state.process_index, self.state.num_processes
+        self.index, self.count, self.launched = args.shard_index * world + rank, args.num_shards * world, world > 1
+        if self.launched and self.device.index is None:
+            self.device = self.state.device
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.launched:
+            self.state.destroy_process_group()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise InputError(f"--device {wanted}: cannot be used here ({' '.join(str(e).split())[:120]})") from e
+    return device
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if (args.width is None) != (args.height is None):
+        parser.error("--width and --height go together")
+    if args.width is not None and args.size:
+        parser.error("give --size, or --width and --height, not both")
+    for name in ("width", "height"):
+        value = getattr(args, name)
+        if value is not None and (value < MULTIPLE or value % MULTIPLE):
+            near = max(MULTIPLE, value // MULTIPLE * MULTIPLE)
+            parser.error(f"--{name} {value} is not a multiple of {MULTIPLE}: use {near} or {near + MULTIPLE}")
+    if args.width is None and not args.size:
+        args.size = "480p"
+    if args.frames < 1 or args.frames % 4 != 1:
+        below, above = nearest_lengths(args.frames)
+        parser.error(f"--frames {args.frames} is not 4n+1, as a Wan VAE needs: use {below} or {above}")
+    if not 1 <= args.min_frames <= args.frames:
+        parser.error(f"--min_frames {args.min_frames} must lie between 1 and --frames {args.frames}")
+    if not 0.0 < args.fps <= 1000.0:
+        parser.error(f"--fps {args.fps} must be above 0 and at most 1000")
+    if args.max_clips_per_video < 0:
+        parser.error("--max_clips_per_video must be 0 (all) or more")
+    if args.shard_clips < 1:
+        parser.error("--shard_clips must be 1 or more")
+    if args.num_shards < 1 or not 0 <= args.shard_index < args.num_shards:
+        parser.error(f"--shard_index {args.shard_index} must lie between 0 and --num_shards - 1 ({args.num_shards - 1})")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

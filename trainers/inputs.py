@@ -1,0 +1,59 @@
+"""Which files a list of files, folders and glob patterns means, in an order that does not depend on the disk."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+MAGIC = "*?["
+
+
+class InputError(ValueError):
+    """An argument names no usable file; the message says which and why."""
+
+
+def expand(arguments: Iterable[str | Path], suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
+    """{name relative to the folder it was found in: path}, sorted by name, each file once.
+
+    A folder is searched through and through for `suffixes`; a file, or whatever a glob pattern matches, is taken as it
+    is. `what` is the plural for messages. Raises InputError for a folder, pattern or name without files, and when two
+    files would go by one name.
+    """
+    found: dict[str, Path] = {}
+    seen: set[Path] = set()
+    for argument in map(str, arguments):
+        for path, root in _matches(argument, suffixes, what):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            name = path.relative_to(root).as_posix()
+            if name in found:
+                raise InputError(f"{found[name]} and {path} both go by the name '{name}'; give the folder above both instead")
+            found[name] = path
+    return {name: found[name] for name in sorted(found)}
+
+
+def _matches(argument: str, suffixes: tuple[str, ...], what: str) -> list[tuple[Path, Path]]:
+    path = Path(argument)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and p.name[0] != ".")
+        if not files:
+            raise InputError(f"{path}: no {what} in this folder (looked for {', '.join(suffixes)})")
+        return [(p, path) for p in files]
+    if path.is_file():
+        return [(path, path.parent)]
+    if not any(c in argument for c in MAGIC):
+        raise InputError(f"{path}: no such file or folder")
+    root = Path(*_plain_parts(path))
+    files = sorted(p for p in map(Path, glob.glob(argument, recursive=True)) if p.is_file())
+    if not files:
+        raise InputError(f"{argument}: this pattern matches no file")
+    return [(p, root) for p in files]
+
+
+def _plain_parts(pattern: Path) -> list[str]:
+    parts = []
+    for part in pattern.parts[:-1]:
+        if any(c in part for c in MAGIC):
+            break
+        parts.append(part)
+    return parts

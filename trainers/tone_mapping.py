@@ -1,0 +1,86 @@
+"""HDR video (BT.2100 PQ and HLG) to BT.709: pure functions on RGB tensors.
+
+The chain is display-referred: code values -> light in nits (EOTF) -> one scale per pixel that brings its brightest
+component under the SDR white (the EETF of ITU-R BT.2390, a Hermite knee in PQ space; hues stay) -> BT.709 primaries ->
+code values by the inverse of BT.1886 (gamma 2.4). SDR white stands for 203 nits, the HDR reference white of BT.2408, so
+a picture whose highlights stay below the knee keeps its brightness.
+"""
+
+import torch
+from torch import Tensor
+
+REFERENCE_WHITE = 203.0
+PEAK = 1000.0
+GAMMA = 2.4
+
+PQ_M1, PQ_M2 = 2610 / 16384, 2523 / 4096 * 128
+PQ_C1, PQ_C2, PQ_C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
+HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073
+
+BT2020_LUMA = (0.2627, 0.6780, 0.0593)
+BT2020_TO_BT709 = (
+    (1.660491, -0.587641, -0.072850),
+    (-0.124550, 1.132900, -0.008349),
+    (-0.018151, -0.100579, 1.118730),
+)
+
+
+def pq_to_nits(code: Tensor) -> Tensor:
+    """SMPTE ST 2084 EOTF: code values in [0, 1] -> 0 to 10000 nits."""
+    e = code.clamp(0.0, 1.0) ** (1 / PQ_M2)
+    return 10000.0 * ((e - PQ_C1).clamp(min=0.0) / (PQ_C2 - PQ_C3 * e)) ** (1 / PQ_M1)
+
+
+def nits_to_pq(nits: Tensor) -> Tensor:
+    """Inverse of pq_to_nits."""
+    y = (nits.clamp(min=0.0) / 10000.0) ** PQ_M1
+    return ((PQ_C1 + PQ_C2 * y) / (1.0 + PQ_C3 * y)) ** PQ_M2
+
+
+def hlg_to_nits(code: Tensor, peak: float = PEAK) -> Tensor:
+    """ARIB STD-B67 to light on a display of `peak` nits (BT.2100 inverse OETF and OOTF, gamma 1.2 at 1000 nits).
+
+    code [3, ...] in [0, 1], BT.2020 primaries.
+    """
+    e = code.clamp(0.0, 1.0)
+    scene = torch.where(e <= 0.5, e.square() / 3.0, (((e - HLG_C) / HLG_A).exp() + HLG_B) / 12.0)
+    luma = torch.einsum("c,c...->...", scene.new_tensor(BT2020_LUMA), scene)
+    gamma = 1.2 * 1.111 ** float(torch.log2(torch.tensor(peak / 1000.0)))
+    return peak * luma.clamp(min=1e-9) ** (gamma - 1.0) * scene
+
+
+def compress(nits: Tensor, peak: float = PEAK, white: float = REFERENCE_WHITE) -> Tensor:
+    """Light [3, ...] up to `peak` nits -> up to `white` nits: ITU-R BT.2390 EETF of the brightest component."""
+    top = nits.amax(dim=0).clamp(1e-6, peak)
+    source, target = (float(nits_to_pq(torch.tensor(v, dtype=torch.float64))) for v in (peak, white))
+    limit = target / source
+    if limit >= 1.0:
+        return nits.clamp(max=peak)
+    knee = 1.5 * limit - 0.5
+    e = nits_to_pq(top) / source
+    t = ((e - knee) / (1.0 - knee)).clamp(0.0, 1.0)
+    spline = (
+        (2 * t**3 - 3 * t**2 + 1) * knee
+        + (t**3 - 2 * t**2 + t) * (1.0 - knee)
+        + (-2 * t**3 + 3 * t**2) * limit
+    )  # fmt: skip
+    mapped = pq_to_nits(torch.where(e < knee, e, spline) * source)
+    return nits * (mapped / nits.amax(dim=0).clamp(min=1e-6))
+
+
+def bt2020_to_bt709(light: Tensor) -> Tensor:
+    """Linear light [3, ...], BT.2020 -> BT.709 primaries; what lies outside the smaller gamut is clipped at zero."""
+    return torch.einsum("ij,j...->i...", light.new_tensor(BT2020_TO_BT709), light).clamp(min=0.0)
+
+
+def to_bt709(code: Tensor, transfer: str, peak: float = PEAK) -> Tensor:
+    """RGB code values [3, ...] in [0, 1] with BT.2020 primaries -> BT.709 code values in [0, 1].
+
+    transfer: "pq", "hlg", or "sdr" for wide-gamut video without high dynamic range; peak: the source's in nits.
+    """
+    if transfer == "sdr":
+        light = code.clamp(0.0, 1.0) ** GAMMA
+    else:
+        nits = pq_to_nits(code) if transfer == "pq" else hlg_to_nits(code, peak)
+        light = compress(nits, peak) / REFERENCE_WHITE
+    return bt2020_to_bt709(light).clamp(max=1.0) ** (1 / GAMMA)
