@@ -68,7 +68,7 @@ def describe(manifold: ShellManifold, tokens: int, held_out: str) -> str:
     low, high = manifold.band
     lines = [
         f"{codebook['bases']} anchors in latent space '{manifold.space.id}', fitted on {tokens} tokens; held out: {held_out}",
-        f"Held-out distance: median {distance['median']:.3f} (the radius), band {low:.3f} to {high:.3f}",
+        f"Held-out distance: median {distance['median']:.3f}, radius {manifold.radius:.3f}, band {low:.3f} to {high:.3f}",
         f"Skeleton error {100 * error:.1f} % of the variance; {codebook['dead']} anchors unused",
         f"Tells real from blurred {blurred:.2f}, noisy from real {noisy:.2f} (1 is always, 0.5 is chance)",
     ]

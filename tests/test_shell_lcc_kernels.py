@@ -249,6 +249,14 @@ def test_thickness_puts_the_mean_square_distance_at_one():
     assert float(streamed.distance(coder, tokens).square().mean()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_radius_keeps_the_energy_of_long_tailed_residuals():
+    """At the median, the tokens with most detail, which hold most of the energy, would all be pulled in."""
+    d = rand(4, 30, 30).exp()
+    calibration = calibrate(list(d[:, None]))
+    assert calibration.radius**2 == pytest.approx(float(d.square().mean()), rel=1e-4)
+    assert calibration.radius > 1.5 * calibration.token_quantile(0.5)
+
+
 def test_calibration_reads_back_as_its_own_quantiles(fitted):
     manifold, clips = fitted
     d = manifold.distance(torch.stack(clips))
@@ -380,6 +388,7 @@ def test_damaged_manifolds_are_refused(tmp_path):
         ({"anchors": good["anchors"]}, config, WAN21, "do not make a anchors coder"),
         (good, {**config, "coder": "diffusion"}, WAN21, "found coder 'diffusion'"),
         (good, config, WAN22, "16 channels, its latent space 48"),
+        ({**good, "token_quantiles": table, "frame_quantiles": table}, config, WAN21, "calibration is damaged"),
         ({**good, "token_quantiles": table}, config, WAN21, "calibration is damaged"),
         ({**good, "token_quantiles": table[:5], "frame_quantiles": table}, config, WAN21, "calibration is damaged"),
         (dict(make_predictor().state_dict()), config, WAN21, "do not make a anchors coder"),

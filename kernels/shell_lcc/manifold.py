@@ -48,7 +48,7 @@ class ShellManifold(torch.nn.Module):
 
     @property
     def radius(self) -> float:
-        """The shell's radius: the held-out median distance, or 1, the fit's own target, without calibration."""
+        """The shell's radius: the held-out root mean square distance, or 1, the fit's own target, without calibration."""
         return self.calibration.radius if self.calibration else NOMINAL_RADIUS
 
     @property
@@ -129,6 +129,7 @@ def save(manifold: ShellManifold, path: str | Path) -> None:
     if manifold.calibration is not None:
         tensors["token_quantiles"] = manifold.calibration.token_quantiles
         tensors["frame_quantiles"] = manifold.calibration.frame_quantiles
+        tensors["radius"] = torch.tensor([manifold.calibration.radius], dtype=torch.float64)
     formats.write(path, tensors, Header(KIND, manifold.space, manifold.coder.config(), manifold.metrics, manifold.provenance))
 
 
@@ -138,10 +139,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
     tensors, header = formats.read(path, KIND, device)
     calibration = None
     if "token_quantiles" in tensors:
-        table = [tensors.pop(k, None) for k in ("token_quantiles", "frame_quantiles")]
-        if any(t is None or t.shape != (LEVELS,) or not bool(torch.isfinite(t).all()) for t in table):
-            raise FormatError(f"{path}: its calibration is damaged (expected two finite tables of {LEVELS}); make it anew")
-        calibration = Calibration(*(t.float().cpu() for t in table))
+        shapes = {"token_quantiles": (LEVELS,), "frame_quantiles": (LEVELS,), "radius": (1,)}
+        found = {k: tensors.pop(k, None) for k in shapes}
+        if any(t is None or t.shape != shapes[k] or not bool(torch.isfinite(t).all()) for k, t in found.items()):
+            raise FormatError(f"{path}: its calibration is damaged (expected {LEVELS} quantiles twice, a radius); make it anew")
+        tables = (found[k].float().cpu() for k in ("token_quantiles", "frame_quantiles"))
+        calibration = Calibration(*tables, float(found["radius"]))
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
         raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the fit diverged; fit it anew")
