@@ -142,7 +142,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
         shapes = {"token_quantiles": (LEVELS,), "frame_quantiles": (LEVELS,), "radius": (1,)}
         found = {k: tensors.pop(k, None) for k in shapes}
         if any(t is None or t.shape != shapes[k] or not bool(torch.isfinite(t).all()) for k, t in found.items()):
-            raise FormatError(f"{path}: its calibration is damaged (expected {LEVELS} quantiles twice, a radius); make it anew")
+            raise FormatError(f"{path}: its calibration is damaged (expected {LEVELS} quantiles twice and a radius)")
         tables = (found[k].float().cpu() for k in ("token_quantiles", "frame_quantiles"))
         calibration = Calibration(*tables, float(found["radius"]))
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
