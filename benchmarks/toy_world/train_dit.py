@@ -1,0 +1,167 @@
+"""Trains the toy world's diffusion transformer by flow matching on latents of captioned renders; one CPU core.
+
+    python -m benchmarks.toy_world.train_dit --vae outputs/toy_world/toy_wan_vae.safetensors
+
+First encodes the renders with the VAE (resumable, --clips of them), then trains; both may be cut off at any time and go on
+with the same command. Writes toy_wan_t2v.safetensors: the moving average of the weights, original Wan 2.1 layout, fp16.
+Every --validation_steps it samples clips and has the judge read them.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainers.kernels.atomic import write_atomic
+from trainers.kernels.latent_space import WAN21
+from trainers.wan_vae import file_digest
+
+from . import judge, text_encoder, weights
+from .captions import VALUES, caption
+from .clips import as_video, clip, scene_of
+from .pipeline import ToyWorld, fold_padding
+from .text_encoder import TOKENS
+from .weights import write_torch
+
+PART = 50
+EMA = 0.998
+DROPOUT = 0.1
+
+
+def encode_clips(vae, folder: Path, count: int, digest: str) -> Tensor:
+    """Normalised latents [count, 16, 5, 8, 8] of the first clips of split "train", kept in parts of 50 under `folder`."""
+    parts = []
+    for start in range(0, count, PART):
+        path = folder / f"latents-{digest}-{start:06d}.safetensors"
+        if not path.exists():
+            rows = []
+            for i in range(start, start + PART):
+                with torch.no_grad():
+                    rows.append(vae.encode(as_video(clip("train", i).frames)[None]).latent_dist.mode()[0])
+            z = WAN21.normalise(torch.stack(rows))
+            write_atomic(path, lambda partial, z=z: save_file({"z": z.contiguous()}, partial))
+            print(f"encoded {start + PART} of {count} clips", flush=True)
+        parts.append(load_file(path)["z"])
+    return torch.cat(parts)[:count]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the learning rates: up over 50 steps, constant, linear to zero over the last 30%."""
+    return min(1.0, (step + 1) / 50, max(1e-3, (steps - step) / (0.3 * steps)))
+
+
+def make_optimiser(dit, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW, of which Muon is no better here: its own arithmetic costs a third of a step."""
+    # Matrices only: norms, biases and modulations decayed to zero would unlearn.
+    grouped = [
+        {"params": [p for p in dit.parameters() if (p.ndim == 2) == matrices], "weight_decay": decay}
+        for matrices, decay in ((True, 0.01), (False, 0.0))
+    ]
+    return torch.optim.AdamW(grouped, lr=learning_rate, betas=(0.9, 0.98))
+
+
+def flow_loss(dit, z: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity at logit-normal noise levels. z: [B, 16, 5, 8, 8]; text: [B, L, 256]."""
+    sigma = torch.randn(len(z), generator=generator).sigmoid()
+    noise = torch.randn(z.shape, generator=generator)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    v = dit(s * noise + (1 - s) * z, 1000 * sigma, text, return_dict=False)[0]
+    return (v - (noise - z)).square().mean()
+
+
+def train(args: argparse.Namespace) -> bool:
+    """Returns whether the last step was reached."""
+    folder = Path(args.output_dir)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    text_path = folder / weights.TEXT
+    if not text_path.exists():
+        text_encoder.save(text_path)
+    world = ToyWorld(weights.new_dit(weights.dit_config()), weights.load_vae(args.vae), text_encoder.load(text_path))
+    latents = encode_clips(world.vae, folder / "latents", args.clips, file_digest(Path(args.vae)))
+    attributes = [scene_of("train", i)[0].attributes for i in range(args.clips)]
+    dit, ema = world.dit, copy.deepcopy(world.dit).requires_grad_(False)
+    optimiser = make_optimiser(dit, args.learning_rate)
+    first, checkpoint = 0, folder / "dit-checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        dit.load_state_dict(state["dit"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+        generator.set_state(state["generator"])
+        first = state["step"]
+    print(
+        f"{len(latents)} latents, mean {latents.mean():.3f}, std {latents.std():.3f}; step {first} of {args.max_train_steps}"
+    )
+    started, running = time.monotonic(), 0.0
+    fold_padding(dit, TOKENS)
+    for step in range(first, args.max_train_steps):
+        i = torch.randint(0, len(latents), (args.train_batch_size,), generator=generator)
+        drop = torch.rand(len(i), generator=generator) < DROPOUT
+        texts = ["" if d else caption(attributes[j], generator) for j, d in zip(i.tolist(), drop.tolist(), strict=True)]
+        loss = flow_loss(dit, latents[i], world.text.encode(texts, TOKENS + 1), generator)
+        dit.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = args.learning_rate * schedule(step, args.max_train_steps)
+        optimiser.step()
+        done = step + 1
+        with torch.no_grad():
+            # While it is young the average follows closely, or it would remember the initial weights for long.
+            keep = min(EMA, (1 + done) / (10 + done))
+            torch._foreach_lerp_(list(ema.parameters()), list(dit.parameters()), 1 - keep)
+        running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
+        spent = (time.monotonic() - started) / 60
+        stop = args.minutes is not None and spent >= args.minutes
+        if done % 50 == 0:
+            print(f"step {done} {spent:.1f} min loss {running:.4f}", flush=True)
+        if done % args.validation_steps == 0 or done == args.max_train_steps or stop:
+            state = {"dit": dit.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
+            write_torch(checkpoint, state | {"generator": generator.get_state(), "step": done})
+            notes = {"seed": str(args.seed), "steps": str(done), "clips": str(args.clips)}
+            weights.save_dit(ema, folder / weights.DIT, notes)
+            if Path(args.judge).exists():
+                print(f"step {done} read right:", validate(ToyWorld(ema, world.vae, world.text), args.judge), flush=True)
+        if stop:
+            return done == args.max_train_steps
+    return True
+
+
+def validate(world: ToyWorld, path: str | Path, count: int = 24, split: str = "test") -> dict[str, float]:
+    """Share of attributes that the judge reads as the caption has them, over `count` samples."""
+    scenes = [scene_of(split, i) for i in range(count)]
+    frames = world.decode(world.sample([text for _, text in scenes], range(count)))
+    reading, truth = judge.load(path).read(frames), [scene.attributes for scene, _ in scenes]
+    return {k: round(float(reading.correct(truth, k).float().mean()), 3) for k in VALUES}
+
+
+def main(argv=None) -> int:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.toy_world.train_dit",
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--output_dir", default="outputs/toy_world")
+    parser.add_argument("--vae", required=True, metavar="FILE", help="the trained VAE")
+    parser.add_argument("--judge", default=judge.WEIGHTS, metavar="FILE", help="the trained judge, for validation")
+    parser.add_argument("--clips", type=int, default=1200)
+    parser.add_argument("--max_train_steps", type=int, default=4000)
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--validation_steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on from there")
+    args = parser.parse_args(argv)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    train(args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,243 @@
+"""Trains the toy world's Wan 2.1 VAE: single frames first, then crops of clips, then whole clips; one CPU core.
+
+    python -m benchmarks.toy_world.train_vae --output_dir outputs/toy_world
+
+Writes toy_wan_vae.safetensors (original Wan 2.1 layout, fp16) and, while training, vae-checkpoint.pt, from which the same
+command goes on. The result depends on the seed, the number of steps and the clips, not on how often training was cut off.
+--minutes stops early and leaves the checkpoint.
+"""
+
+import argparse
+import math
+import time
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainers.kernels.latent_space import WAN21
+from trainers.mini_vae import calibrate, decode, read_clips
+from trainers.wan_vae import channels_last
+
+from .clips import as_video, clips
+from .muon import Muon
+from .weights import VAE, save_vae, write_torch
+
+BASE_DIM = 12
+# Clips in a batch, frames, width of the three stages: about the same cost a step for the first two.
+IMAGES, CROPS, WHOLE = (4, 1, 64), (2, 9, 32), (1, 17, 64)
+REAL_SHARE = 0.08
+FIRST_FRAME_WEIGHT = 4.0
+
+
+def build(seed: int, base_dim: int = BASE_DIM):
+    """An untrained AutoencoderKLWan in Wan 2.1's plain layout, its posterior narrow."""
+    from diffusers import AutoencoderKLWan
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = AutoencoderKLWan(base_dim=base_dim, z_dim=WAN21.channels)
+    with torch.no_grad():
+        # At its initial width of about 1 the posterior's noise hides the latents, and training stalls for minutes.
+        vae.quant_conv.weight[WAN21.channels :] = 0.0
+        vae.quant_conv.bias[WAN21.channels :] = -5.0
+    inflate(vae)
+    channels_last(vae)
+    return vae
+
+
+@torch.no_grad()
+def inflate(vae) -> None:
+    """Starts as an image VAE on every frame: no look at the past, groups of frames averaged and repeated.
+
+    Learning space on single frames, which are cheap, and time afterwards costs a fraction of learning both at once.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, torch.nn.Conv3d):
+            continue
+        weight = module.weight
+        if name.endswith("time_conv"):
+            wide, narrow, taps = weight.shape[:3]
+            one = torch.eye(narrow).repeat(wide // narrow, 1)[:, :, None, None, None]
+            weight.mul_(0.1)
+            # A downsampler (as many channels out as in) averages its taps, an upsampler repeats the newest frame.
+            if wide == narrow:
+                weight.add_(one / taps)
+            else:
+                weight[:, :, -1:].add_(one)
+            module.bias.zero_()
+        elif weight.shape[2] == 3:
+            weight[:, :, -1].mul_(3**0.5)
+            weight[:, :, :-1] = 0.0
+
+
+@contextmanager
+def single_frames(vae):
+    """Within, the VAE takes single frames only, at half the cost: convolutions leave out the empty past."""
+
+    def planar(module, x: Tensor, cache_x=None) -> Tensor:
+        return F.conv2d(x[:, :, 0], module.weight[:, :, -1], module.bias, padding=module._padding[0])[:, :, None]
+
+    causal = [m for m in vae.modules() if type(m).__name__ == "WanCausalConv3d"]
+    for module in causal:
+        module.forward = partial(planar, module)
+    try:
+        yield
+    finally:
+        for module in causal:
+            del module.forward
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """2 MSE + 0.3 L1 + 0.3 L1 of the spatial differences, the first frame counting for several. [B, 3, T, H, W]."""
+    weight = torch.ones(x.shape[2])
+    # The decoder reaches the first frame without a past: it lags behind otherwise.
+    weight[0] = FIRST_FRAME_WEIGHT
+    weight = (weight / weight.mean()).view(1, 1, -1, 1, 1)
+    e = y - x
+    edges = (e.diff(dim=-1).abs() * weight).mean() + (e.diff(dim=-2).abs() * weight).mean()
+    return (weight * (2 * e.square() + 0.3 * e.abs())).mean() + 0.3 * edges
+
+
+def draw_batch(toy: Tensor, real: list[Tensor], shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] of shape (B, T, H = W), cut at random. toy: uint8 [N, T, 3, H, W]."""
+
+    def below(n: int) -> int:
+        return int(torch.randint(0, n, (), generator=generator))
+
+    out = []
+    count, frames, size = shape
+    for _ in range(count):
+        if real and float(torch.rand((), generator=generator)) < REAL_SHARE:
+            source = real[below(len(real))]
+        else:
+            source = as_video(toy[below(len(toy))])
+        top, left, start = (below(have - want + 1) for have, want in zip(
+            (*source.shape[-2:], source.shape[1]), (size, size, frames), strict=True))  # fmt: skip
+        out.append(source[:, start : start + frames, top : top + size, left : left + size])
+    return torch.stack(out)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the learning rates: up over 20 steps, then a cosine to a hundredth."""
+    return min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def make_optimisers(vae, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the inner convolutions, AdamW for the rest, each with its peak learning rate as "peak"."""
+    outer = ("conv_in", "conv_out", "quant_conv")
+    inner = [p for n, p in vae.named_parameters() if n.endswith("weight") and not any(o in n for o in outer)]
+    ids = {id(p) for p in inner}
+    rest = [p for p in vae.parameters() if id(p) not in ids]
+    optimisers = [Muon(inner, learning_rate), torch.optim.AdamW(rest, lr=0.1 * learning_rate, betas=(0.9, 0.98))]
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return optimisers
+
+
+@torch.no_grad()
+def psnr_per_frame(vae, frames: Tensor) -> Tensor:
+    """PSNR in dB of each of the 17 frames over clips uint8 [N, 17, 3, H, W], of the posterior's mean."""
+    errors = []
+    for x in as_video(frames):
+        y = decode(vae, vae.encode(x[None]).latent_dist.mode())[0].clamp(-1, 1)
+        errors.append(((y - x) / 2).square().mean(dim=(0, 2, 3)))
+    return -10 * torch.stack(errors).mean(dim=0).log10()
+
+
+def train(args: argparse.Namespace) -> bool:
+    """Returns whether the last step was reached."""
+    folder = Path(args.output_dir)
+    checkpoint = folder / "vae-checkpoint.pt"
+    generator = torch.Generator().manual_seed(args.seed)
+    toy = torch.stack([c.frames for c in clips("train", args.clips)])
+    real = [c for c in (read_clips(args.videos, per_video=8) if args.videos else []) if c.shape[1] >= 17]
+    held_out = torch.stack([c.frames for c in clips("test", 8)])
+    vae = build(args.seed, args.base_dim)
+    optimisers = make_optimisers(vae, args.learning_rate)
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        first = state["step"]
+    print(f"{len(toy)} renders, {len(real)} real clips, from step {first} of {args.max_train_steps}", flush=True)
+    started = time.monotonic()
+    whole_from = args.max_train_steps - args.whole_steps
+    running = 0.0
+    for step in range(first, args.max_train_steps):
+        shape = IMAGES if step < args.image_steps else CROPS if step < whole_from else WHOLE
+        x = draw_batch(toy, real, shape, generator)
+        with single_frames(vae) if shape is IMAGES else nullcontext():
+            posterior = vae.encode(x).latent_dist
+            z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+            loss = reconstruction_loss(decode(vae, z), x) + args.kl * posterior.kl().mean()
+            vae.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = schedule(step, args.max_train_steps) * group["peak"]
+            optimiser.step()
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        spent = (time.monotonic() - started) / 60
+        done = step + 1
+        stop = args.minutes is not None and spent >= args.minutes
+        if done % args.log_steps == 0 or done == args.max_train_steps or stop:
+            psnr = psnr_per_frame(vae, held_out[: 8 if done == args.max_train_steps else 2])
+            frames = " ".join(f"{v:.1f}" for v in psnr[[0, 1, 4, 8, 12, 16]].tolist())
+            print(f"step {done} {spent:.1f} min loss {running:.4f} psnr {psnr.mean():.2f} frames {frames}", flush=True)
+            state = {"vae": vae.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+            write_torch(checkpoint, state | {"generator": generator.get_state(), "step": done})
+        if stop and done < args.max_train_steps:
+            return False
+    finish(vae, toy[:64], held_out, folder / VAE, args)
+    return True
+
+
+def finish(vae, calibration: Tensor, held_out: Tensor, path: Path, args: argparse.Namespace) -> None:
+    """Gives raw latents Wan 2.1's own means and stds, rounds to fp16 and writes."""
+    vae.requires_grad_(False).train(False)
+    calibrate(vae, list(as_video(calibration)))
+    before = psnr_per_frame(vae, held_out)
+    vae.half().float()
+    after = psnr_per_frame(vae, held_out)
+    print(f"psnr fp32 {before.mean():.2f}, fp16 {after.mean():.2f}; frames {[round(v, 1) for v in after.tolist()]}")
+    notes = {"seed": str(args.seed), "max_train_steps": str(args.max_train_steps), "psnr": f"{after.mean():.2f}"}
+    save_vae(vae, path, notes)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def main(argv=None) -> int:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.toy_world.train_vae",
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--output_dir", default="outputs/toy_world")
+    parser.add_argument("--videos", nargs="*", default=[], metavar="DIR_OR_GLOB", help="a few real clips to train on too")
+    parser.add_argument("--clips", type=int, default=400, help="renders to train on (400)")
+    parser.add_argument("--base_dim", type=int, default=BASE_DIM)
+    parser.add_argument("--max_train_steps", type=int, default=2000)
+    parser.add_argument("--image_steps", type=int, default=900, help="how many of them, the first, see single frames")
+    parser.add_argument("--whole_steps", type=int, default=80, help="how many of them, the last, see whole clips")
+    parser.add_argument("--learning_rate", type=float, default=0.02, help="of Muon; AdamW, for the rest, has a tenth")
+    parser.add_argument("--kl", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log_steps", type=int, default=100)
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on from there")
+    args = parser.parse_args(argv)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    train(args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

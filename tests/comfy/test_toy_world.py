@@ -1,0 +1,79 @@
+"""The toy world's committed stack through ComfyUI's own loaders and sampler gives what it gives headless."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+CAPTION = "a red ball in a wood room, fast orbit"
+
+
+@pytest.fixture(scope="module")
+def toy(comfy, models_dir):
+    from benchmarks.toy_world import export, pipeline, weights
+
+    if not (weights.FOLDER / weights.DIT).exists():
+        pytest.skip("the DiT is not trained to the end yet: its weights are not part of this version")
+    export.to_comfyui(models_dir)
+    (model,) = comfy.run("UNETLoader", unet_name=weights.DIT, weight_dtype="default")
+    (clip,) = comfy.run("CLIPLoader", clip_name=weights.TEXT, type="wan")
+    (vae,) = comfy.run("VAELoader", vae_name=weights.VAE)
+    return model, clip, vae, pipeline.load()
+
+
+def close(a, b):
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def test_captions_give_the_same_embeddings(comfy, toy):
+    _, clip, _, world = toy
+    for text in (CAPTION, ""):
+        ((embedding, _),) = comfy.run("CLIPTextEncode", clip=clip, text=text)[0]
+        assert close(embedding, world.text.encode([text])) < 1e-3
+
+
+def test_the_same_noise_prompt_and_schedule_give_the_same_latents(comfy, toy):
+    _, clip, _, world = toy
+    model = comfy.run("ModelSamplingSD3", model=toy[0], shift=3.0)[0]
+    positive, negative = (comfy.run("CLIPTextEncode", clip=clip, text=t)[0] for t in (CAPTION, ""))
+    (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=17, batch_size=1)
+    (out,) = comfy.run(
+        "KSampler", model=model, seed=5, steps=20, cfg=4.0, sampler_name="euler", scheduler="simple",
+        positive=positive, negative=negative, latent_image=latent, denoise=1.0,
+    )  # fmt: skip
+    from trainers.kernels.latent_space import WAN21
+
+    ours = WAN21.denormalise(world.sample([CAPTION], [5]))
+    assert close(out["samples"], ours) < 1e-3
+
+
+def test_tokens_after_block_11_agree(toy):
+    from benchmarks.toy_world import pipeline
+
+    diffusion, world = toy[0].model.diffusion_model.float(), toy[3]
+    seen = {}
+    hooks = [
+        net.blocks[11].register_forward_hook(lambda m, i, out, k=k: seen.__setitem__(k, out))
+        for k, net in (("comfy", diffusion), ("diffusers", world.dit))
+    ]
+    x, time, text = pipeline.initial_noise([0]), torch.tensor([700.0]), world.text.encode([CAPTION])
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    for block in world.dit.blocks:
+        block.attn2.set_processor(WanAttnProcessor())
+    with torch.no_grad():
+        diffusion(x, time, text)
+        world.dit(x, time, text)
+    for hook in hooks:
+        hook.remove()
+    assert close(seen["comfy"], seen["diffusers"]) < 1e-4
+
+
+def test_the_vae_encodes_and_decodes_alike(comfy, toy):
+    from benchmarks.toy_world.clips import as_video, clip
+
+    vae, world = toy[2], toy[3]
+    frames = clip("test", 0).frames
+    (latent,) = comfy.run("VAEEncode", pixels=frames.permute(0, 2, 3, 1).float() / 255, vae=vae)
+    ours = world.vae.encode(as_video(frames)[None]).latent_dist.mode()
+    assert close(latent["samples"], ours) < 1e-3
