@@ -61,6 +61,11 @@ def test_without_clips_the_remedy_is_named(monkeypatch):
         demo.packaged_clips()
 
 
+def test_without_a_vae_the_remedy_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="no such VAE.*--vae"):
+        demo.main(["--vae", str(tmp_path / "gone.safetensors")])
+
+
 def test_a_failing_step_ends_the_demo(tmp_path):
     with pytest.raises(SystemExit) as caught:
         demo.main(["--videos", str(tmp_path), "--output_dir", str(tmp_path / "out")])

@@ -77,6 +77,8 @@ def main(argv=None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
+    if not Path(args.vae).exists():
+        raise SystemExit(f"{args.vae}: no such VAE: run the demo from a checkout, or give --vae wan_2.1_vae.safetensors")
     pair = []
     if args.videos is None:
         folder = packaged_clips()
