@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from trainers import demo, encode, latent_data
+from trainers import demo_clips as demo
+from trainers import encode, latent_data
 from trainers.kernels.latent_space import LatentSpace
 from trainers.kernels.shell_lcc.calibration import calibrate
 from trainers.kernels.shell_lcc.diagnostics import add_noise, blur, half_blur, high_frequency_share

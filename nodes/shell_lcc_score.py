@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..kernels.shell_lcc.heat_map import heat_map
 from ..kernels.shell_lcc.manifold import ShellManifold
 from .latents import normalised_warning, read_raw
-from .shell_lcc_heat_map import heat_map
 from .shell_lcc_type import ShellLCCType, load_to_device
 
 LATENT_FRAMES, VIDEO_FRAMES = "latent frames", "video frames"

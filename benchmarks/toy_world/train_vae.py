@@ -129,9 +129,10 @@ def schedule(step: int, steps: int) -> float:
 def make_optimisers(vae, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the inner convolutions, AdamW for the rest, each with its peak learning rate as "peak"."""
     outer = ("conv_in", "conv_out", "quant_conv")
-    inner = [p for n, p in vae.named_parameters() if n.endswith("weight") and not any(o in n for o in outer)]
+    trained = [(n, p) for n, p in vae.named_parameters() if p.requires_grad]
+    inner = [p for n, p in trained if n.endswith("weight") and not any(o in n for o in outer)]
     ids = {id(p) for p in inner}
-    rest = [p for p in vae.parameters() if id(p) not in ids]
+    rest = [p for _, p in trained if id(p) not in ids]
     optimisers = [Muon(inner, learning_rate), torch.optim.AdamW(rest, lr=0.1 * learning_rate, betas=(0.9, 0.98))]
     for optimiser in optimisers:
         for group in optimiser.param_groups:

@@ -14,6 +14,7 @@ from trainers.wan_vae_keys import to_original
 
 FOLDER = Path(__file__).parent / "weights"
 VAE, DIT, TEXT = "toy_wan_vae.safetensors", "toy_wan_t2v.safetensors", "toy_umt5.safetensors"
+LATENTS = "toy_latents.safetensors"
 
 # Original names (what ComfyUI reads) -> diffusers' WanTransformer3DModel. norm2 and norm3 change places.
 DIT_PARTS = (

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from .shell_lcc_material import GUIDANCE
+from .test_stock import stock_t2v
+
 pytest.importorskip("diffusers")
 
 CAPTION = "a red ball in a wood room, fast orbit"
@@ -12,8 +15,6 @@ CAPTION = "a red ball in a wood room, fast orbit"
 def toy(comfy, models_dir):
     from benchmarks.toy_world import export, pipeline, weights
 
-    if not (weights.FOLDER / weights.DIT).exists():
-        pytest.skip("the DiT is not trained to the end yet: its weights are not part of this version")
     export.to_comfyui(models_dir)
     (model,) = comfy.run("UNETLoader", unet_name=weights.DIT, weight_dtype="default")
     (clip,) = comfy.run("CLIPLoader", clip_name=weights.TEXT, type="wan")
@@ -77,3 +78,56 @@ def test_the_vae_encodes_and_decodes_alike(comfy, toy):
     (latent,) = comfy.run("VAEEncode", pixels=frames.permute(0, 2, 3, 1).float() / 255, vae=vae)
     ours = world.vae.encode(as_video(frames)[None]).latent_dist.mode()
     assert close(latent["samples"], ours) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def manifold_path(models_dir, tmp_path_factory):
+    """A manifold of the bundled latents, fitted headless, where ComfyUI looks for manifolds."""
+    from benchmarks.toy_world import weights
+    from trainers import shell_lcc
+
+    path = tmp_path_factory.mktemp("fit") / "toy.safetensors"
+    latents = weights.FOLDER / weights.LATENTS
+    assert not shell_lcc.main(["fit", "--latents", str(latents), "--output", str(path), "--held_out", "0.25"])
+    folder = models_dir / "shell_lcc"
+    folder.mkdir(exist_ok=True)
+    (folder / path.name).write_bytes(path.read_bytes())
+    return path
+
+
+def toy_t2v(seed, guided):
+    """The stock text-to-video prompt on the toy world's files, as `pipeline.sample` samples."""
+    from benchmarks.toy_world import pipeline, weights
+
+    prompt = stock_t2v(seed, pipeline.STEPS)
+    names = {"1": ("unet_name", weights.DIT), "2": ("clip_name", weights.TEXT), "3": ("vae_name", weights.VAE)}
+    for key, (name, value) in names.items():
+        prompt[key]["inputs"][name] = value
+    prompt["4"]["inputs"]["shift"] = pipeline.SHIFT
+    prompt["5"]["inputs"]["text"], prompt["6"]["inputs"]["text"] = CAPTION, ""
+    prompt["7"]["inputs"]["length"] = 17
+    prompt["8"]["inputs"] |= {"cfg": pipeline.CFG, "sampler_name": "euler"}
+    prompt["10"]["inputs"]["filename_prefix"] = "toy"
+    if guided:
+        prompt["20"] = {"class_type": "IntrinsicReward_LoadShellLCC", "inputs": {"file": "toy.safetensors"}}
+        inputs = {"model": ["1", 0], "manifold": ["20", 0], **GUIDANCE}
+        prompt["21"] = {"class_type": "IntrinsicReward_ShellLCCGuidance", "inputs": inputs}
+        prompt["4"]["inputs"]["model"] = ["21", 0]
+    return prompt
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_stock_workflow_makes_the_clip_that_is_made_headless(server, toy, manifold_path, guided):
+    from benchmarks.toy_world import judge
+    from trainers.kernels.shell_lcc.manifold import load
+
+    world, manifold = toy[3], load(manifold_path)
+    hook = (lambda x0, sigma, step: manifold.pull(x0)) if guided else None
+    frames = world.decode(world.sample([CAPTION], [5], hook))[0]
+    seen = server.images(server.post(toy_t2v(5, guided), timeout=240), "10")
+    assert seen.shape == (17, 64, 64, 3)
+    ours = frames.permute(0, 2, 3, 1).numpy().astype(int)
+    assert abs(seen.astype(int) - ours).max() <= 2
+    read = judge.load().read(torch.from_numpy(seen).permute(0, 3, 1, 2)[None])
+    assert read.probabilities["colour"].argmax() == 0
+    assert read.probabilities["room"].argmax() == 0

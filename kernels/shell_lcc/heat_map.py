@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..kernels.shell_lcc.calibration import BAND
-from ..kernels.shell_lcc.manifold import ShellManifold
+from .calibration import BAND
+from .manifold import ShellManifold
 
 # Colours at -1, -0.5, 0, 0.5 and 1 of `position`; 0.5 is the edge of the band.
 COLOURS = ((0.65, 0.90, 1.00), (0.10, 0.30, 0.80), (0.07, 0.07, 0.08), (0.80, 0.15, 0.10), (1.00, 0.85, 0.45))

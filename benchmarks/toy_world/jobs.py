@@ -1,0 +1,170 @@
+"""Batches of clips made and read by the judge, in several processes, each kept on disk so that a cut-off run goes on.
+
+A job is eight clips of one kind. Its result is a dict of tensors, first dimension clips: what the judge read, and for
+samples the latents. Nothing but the job, the weights and the manifold decides it, so they make its file's name.
+"""
+
+import hashlib
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from trainers import latent_data
+from trainers.kernels.atomic import write_atomic
+from trainers.kernels.shell_lcc import manifold as manifolds
+
+from . import judge, pipeline
+from .captions import VALUES
+from .clips import clip, scene_of
+from .guidance import Guidance, SigmaTable
+
+BATCH = 8
+# To be raised whenever a job's result changes for another reason than its file's name tells.
+VERSION = 1
+KINDS = ("renders", "reconstructions", "samples", "predictions")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What jobs are done with. table and latents may be missing where no job needs them."""
+
+    weights: Path
+    judge: Path
+    manifold: Path
+    table: Path
+    latents: Path
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of everything but the table, which follows from the rest."""
+        found = hashlib.sha256(str(VERSION).encode())
+        for path in (*sorted(self.weights.glob("*.safetensors")), self.judge, self.manifold):
+            found.update(path.name.encode() + path.read_bytes())
+        return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips start to start + count of a split. guidance: of samples, None without any."""
+
+    kind: str
+    split: str
+    start: int
+    count: int
+    guidance: Guidance | None = None
+
+    def name(self, digest: str) -> str:
+        setting = "none" if self.guidance is None else "-".join(str(v) for v in astuple(self.guidance))
+        return f"{self.kind}-{self.split}-{self.start}-{self.count}-{setting}-{digest}.safetensors"
+
+
+class Worker:
+    """One process's models."""
+
+    def __init__(self, files: Files):
+        self.world, self.judge = pipeline.load(files.weights), judge.load(files.judge)
+        self.manifold = manifolds.load(files.manifold)
+        self.table = SigmaTable.load(files.table) if files.table.exists() else None
+        self.latents = files.latents
+
+    @torch.no_grad()
+    def run(self, job: Job) -> dict[str, Tensor]:
+        index = range(job.start, job.start + job.count)
+        if job.kind == "predictions":
+            return {"distance": self._predictions(index)}
+        if job.kind == "samples":
+            captions = [scene_of(job.split, i)[1] for i in index]
+            hook = job.guidance and job.guidance.hook(self.manifold, self.table, seed=job.start)
+            z = self.world.sample(captions, list(index), hook)
+            frames, more = self.world.decode(z), {"z": z}
+        else:
+            frames, more = torch.stack([clip(job.split, i).frames for i in index]), {}
+            if job.kind == "reconstructions":
+                before = frames
+                frames = self.world.decode(self.world.encode(frames))
+                error = ((frames.float() - before.float()) / 255).square().mean(dim=(2, 3, 4))
+                more = {"squared_error": error}
+        return more | flatten(self.judge.read(frames))
+
+    def _predictions(self, index: range) -> Tensor:
+        """Distances [N, S, T, H, W] of the model's x0 for bundled latents `index` noised to each sampling sigma."""
+        refs = held_out(self.latents, self.manifold)[index.start : index.stop]
+        z = torch.stack([latent_data.read_clip(ref) for ref in refs])
+        captions = [ref.entry["caption"] for ref in refs]
+        noise = pipeline.initial_noise([10_000_000 + i for i in index])
+        rows = []
+        for sigma in pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT)[:-1].tolist():
+            x0 = self.world.predict_x0(sigma * noise + (1 - sigma) * z, sigma, captions)
+            rows.append(self.manifold.distance(x0))
+        return torch.stack(rows, dim=1)
+
+
+def held_out(latents: Path, manifold: manifolds.ShellManifold) -> list[latent_data.ClipRef]:
+    """The bundled clips that the manifold was not fitted on."""
+    names = set(manifold.provenance["held_out_clips"])
+    return [ref for ref in latent_data.list_clips([latents], manifold.space) if ref.clip_id in names]
+
+
+def flatten(reading: judge.Reading) -> dict[str, Tensor]:
+    """A reading as named tensors [N, ...]."""
+    plain = {f.name: getattr(reading, f.name) for f in fields(reading) if f.name not in ("probabilities", "reference")}
+    return plain | {f"probability.{k}": v for k, v in reading.probabilities.items()}
+
+
+def as_reading(tensors: dict[str, Tensor], reference: dict[str, Tensor]) -> judge.Reading:
+    """The inverse of `flatten`; other tensors are left out."""
+    plain = {f.name: tensors[f.name] for f in fields(judge.Reading) if f.name not in ("probabilities", "reference")}
+    return judge.Reading({k: tensors[f"probability.{k}"] for k in VALUES}, reference=reference, **plain)
+
+
+def split_up(kind: str, split: str, count: int, guidance: Guidance | None = None, start: int = 0) -> list[Job]:
+    """Jobs for clips start to start + count."""
+    edges = range(start, start + count, BATCH)
+    return [Job(kind, split, i, min(BATCH, start + count - i), guidance) for i in edges]
+
+
+def run(jobs: Sequence[Job], files: Files, folder: Path, processes: int, title: str) -> dict[Job, dict[str, Tensor]]:
+    """Results of all jobs; those whose file is in `folder` are read from it."""
+    digest = files.digest()
+    paths = {job: folder / job.name(digest) for job in jobs}
+    missing = [job for job, path in paths.items() if not path.exists()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(missing)), context, _start, (files,)) as pool:
+            waiting = {pool.submit(_do, job, paths[job]): job for job in missing}
+            clips = sum(job.count for job in missing)
+            try:
+                with tqdm(total=clips, desc=title, unit="clip") as bar:
+                    for done in as_completed(waiting):
+                        done.result()
+                        bar.update(waiting[done].count)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return {job: load_file(path) for job, path in paths.items()}
+
+
+def gather(results: dict[Job, dict[str, Tensor]], jobs: Sequence[Job]) -> dict[str, Tensor]:
+    """The results of some jobs as one, in their order."""
+    return {k: torch.cat([results[job][k] for job in jobs]) for k in results[jobs[0]]}
+
+
+_worker: Worker | None = None
+
+
+def _start(files: Files) -> None:
+    global _worker
+    torch.set_num_threads(1)
+    _worker = Worker(files)
+
+
+def _do(job: Job, path: Path) -> None:
+    state = {k: v.contiguous() for k, v in _worker.run(job).items()}
+    write_atomic(path, lambda partial: save_file(state, partial))

@@ -1,0 +1,155 @@
+"""Measures the pack's claims in the toy world and writes a report: markdown, JSON and plots.
+
+    python -m benchmarks.toy_world.report [--clips 64] [--output_dir outputs/toy_world/report]
+
+Works from the committed weights on a CPU. What was measured is kept in the output folder, so a run that was cut off goes on,
+and more --clips only add to it. Every comparison is with no intervention, with a random choice of the same size and with the
+released method's own objective, over the same prompts and seeds; intervals are 95%.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from trainers import shell_lcc
+from trainers.kernels.atomic import write_atomic
+from trainers.kernels.shell_lcc import manifold as manifolds
+from trainers.wan_vae import file_digest
+
+from . import jobs, judge, plots, shell_lcc_rows, stack_rows, weights
+from .guidance import SigmaTable
+from .pipeline import CFG, SHIFT, STEPS, sigmas
+
+HELD_OUT = 0.25
+TABLE_CLIPS = 32
+
+
+def fit(files: jobs.Files) -> None:
+    """The manifold, by the command that users run."""
+    if files.manifold.exists():
+        return
+    command = ["fit", "--latents", files.latents, "--output", files.manifold, "--held_out", HELD_OUT]
+    code = shell_lcc.main([str(a) for a in command])
+    if code:
+        raise SystemExit(code)
+
+
+def calibrate_predictions(files: jobs.Files, folder: Path, processes: int) -> SigmaTable:
+    """The shell at each sampling sigma, of the model's predictions for held-out latents noised to it."""
+    plan = shell_lcc_rows.sigma_table_jobs(TABLE_CLIPS)
+    found = jobs.gather(jobs.run(plan, files, folder, processes, "predictions for real latents"), plan)
+    table = SigmaTable.of_distances(sigmas(STEPS, SHIFT)[:-1], found["distance"].transpose(0, 1))
+    table.save(files.table)
+    return table
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+INTRODUCTION = """# What was measured in the toy world
+
+`python -m benchmarks.toy_world.report --clips {clips}`: {clips} clips of each kind, {steps} Euler steps, cfg {cfg:g}, shift
+{shift:g}. Figures are the mean ± half of the 95% interval.
+
+## The stack
+
+PSNR of reconstructions {psnr:.2f} dB; per frame {per_frame}.
+"""
+SHELL_LCC = """## Shell-LCC guidance
+
+{clips} held-out prompts, one seed each, the same for every row. Laplacian variance and high-frequency share are relative to
+the VAE's reconstruction of a render of the same scene. The Frechet distance is taken in the judge's features to {reference}
+held-out renders ("to rec.": to the {clips} reconstructions), less its bias by a jackknife. change: relative length by which
+the latent differs from the one without guidance.
+"""
+SIGMAS = """The shell of the model's own predictions for held-out latents noised to sigma (of the latents themselves: radius
+{radius:.3f}, band {low:.3f} to {high:.3f}):
+
+| sigma | radius | band |
+|---|---|---|"""
+
+
+def compose(figures: dict, stack: list, shell: list, sigma_table: SigmaTable) -> str:
+    """The report as markdown."""
+    psnr = figures["psnr_per_frame"]
+    low, high = figures["band"]
+    known = figures | {"steps": STEPS, "cfg": CFG, "shift": SHIFT, "psnr": sum(psnr) / len(psnr), "low": low, "high": high}
+    known["per_frame"] = ", ".join(f"{v:.1f}" for v in psnr)
+    levels = list(zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True))
+    parts = [
+        INTRODUCTION.format_map(known),
+        stack_rows.table(stack) + "\n",
+        "![what the judge reads](stack.png)\n",
+        SHELL_LCC.format_map(known),
+        shell_lcc_rows.table(shell) + "\n",
+        shell_lcc_rows.verdict(shell, shell_lcc_rows.DEFAULT) + "\n",
+        "![what guidance changes](shell_lcc.png)\n",
+        "Changes against no guidance, paired by prompt and seed; bold where the interval leaves out zero:\n",
+        shell_lcc_rows.change_table(shell) + "\n",
+        SIGMAS.format_map(known),
+        *(f"| {s:.3f} | {c.radius:.3f} | {c.band[0]:.3f} to {c.band[1]:.3f} |" for s, c in levels[::3]),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def main(argv=None) -> int:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.toy_world.report",
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/report"))
+    parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
+    parser.add_argument("--reference", type=int, default=320, help="held-out renders for the Frechet distance (320)")
+    parser.add_argument("--headline_only", action="store_true", help="leave out strengths, windows and radii of sigma")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
+    parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
+    parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
+    args = parser.parse_args(argv)
+    if args.clips < 32:
+        parser.error(f"--clips {args.clips}: intervals need at least 32")
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    out = args.output_dir
+    out.mkdir(parents=True, exist_ok=True)
+    latents = args.weights / weights.LATENTS
+    manifold_path = out / f"manifold-{file_digest(latents)}.safetensors"
+    files = jobs.Files(args.weights, args.judge, manifold_path, out / "predictions.safetensors", latents)
+    fit(files)
+    manifold, reference = manifolds.load(files.manifold), judge.load(files.judge).reference
+    sigma_table = calibrate_predictions(files, out / "jobs", args.processes)
+    plans = {
+        "stack": stack_rows.jobs(args.clips, args.reference),
+        "shell": shell_lcc_rows.jobs(args.clips, args.reference, not args.headline_only),
+    }
+    every = [job for plan in plans.values() for part in plan.values() for job in part]
+    results = jobs.run(list(dict.fromkeys(every)), files, out / "jobs", args.processes, "clips")
+    stack = stack_rows.rows(results, plans["stack"], reference)
+    shell = shell_lcc_rows.rows(results, plans["shell"], manifold, reference)
+    figures = {
+        "clips": args.clips,
+        "reference": args.reference,
+        "psnr_per_frame": stack_rows.psnr_per_frame(results, plans["stack"]),
+        "stack": stack_rows.as_json(stack),
+        "followed": stack_rows.followed(stack),
+        "radius": manifold.radius,
+        "band": manifold.band,
+        "predictions": [[s, c.radius] for s, c in zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True)],
+        "shell_lcc": shell_lcc_rows.as_json(shell),
+    }
+    plots.stack(stack, out / "stack.png")
+    plots.shell_lcc(shell, out / "shell_lcc.png")
+    write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "report.md", compose(figures, stack, shell, sigma_table))
+    print(stack_rows.table(stack), shell_lcc_rows.table(shell), sep="\n\n")
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes; see {out / 'report.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

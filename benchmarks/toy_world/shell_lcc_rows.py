@@ -1,0 +1,177 @@
+"""Rows of the report for Shell-LCC: guidance against none, against a random push and against the released objective.
+
+All settings sample the same held-out prompts (combinations of attributes no training caption has) with the same seeds.
+Sharpness is relative to the VAE's reconstruction of a render of the same caption and scene: what the VAE cannot draw, no
+guidance of latents can bring back.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainers.kernels.shell_lcc.manifold import ShellManifold
+
+from . import judge, statistics
+from .captions import VALUES
+from .clips import scene_of
+from .guidance import Guidance
+from .jobs import Job, as_reading, gather, split_up
+from .statistics import Estimate
+
+SPLIT = "unseen"
+# Clips of the same split that nothing is sampled for: the distribution that a Frechet distance is taken to.
+REFERENCE_START = 1_000_000
+HEADLINE = {
+    "none": None,
+    "random push": Guidance("random"),
+    "minimise (released objective)": Guidance("minimise"),
+    "project": Guidance("project"),
+    "band": Guidance("band"),
+    "gradient": Guidance("gradient"),
+}
+SWEEP = {
+    "project, strength 0.25": Guidance("project", 0.25),
+    "project, strength 0.5": Guidance("project", 0.5),
+    "project, first half": Guidance("project", end=0.5),
+    "project, second half": Guidance("project", start=0.5),
+    "minimise, strength 0.25": Guidance("minimise", 0.25),
+    "project, sigma's radius": Guidance("project", target="predictions"),
+    "band, sigma's band": Guidance("band", target="predictions"),
+    "quantiles": Guidance("quantile"),
+    "quantiles, sigma's": Guidance("quantile", target="predictions"),
+}
+SETTINGS = HEADLINE | SWEEP
+# The setting that the node has when it is dropped into a workflow.
+DEFAULT = "project"
+COLUMNS = {
+    "outside": "outside band",
+    "distance": "distance",
+    "laplacian": "Laplacian",
+    "high_frequency": "high freq.",
+    "frechet": "Frechet",
+    "frechet_reconstructions": "Frechet to rec.",
+    "alignment": "alignment",
+    "sharpness": "sharpness",
+    "smoothness": "smoothness",
+    "dynamics": "dynamics",
+    "rigidity": "rigidity",
+    "overall": "overall",
+    "change": "change",
+}
+FRECHET = ("frechet", "frechet_reconstructions")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. figures, against_base: column -> Estimate."""
+
+    name: str
+    figures: dict[str, Estimate]
+    against_base: dict[str, Estimate]
+
+
+def jobs(count: int, reference: int, sweep: bool) -> dict[str, list[Job]]:
+    """What must be made, by name of the setting; also "scene" (reconstructions) and "reference" (renders, and theirs)."""
+    settings = SETTINGS if sweep else HEADLINE
+    out = {name: split_up("samples", SPLIT, count, guidance) for name, guidance in settings.items()}
+    out["scene"] = split_up("reconstructions", SPLIT, count)
+    out["reference"] = split_up("renders", SPLIT, reference, start=REFERENCE_START)
+    return out
+
+
+def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, reference: dict[str, Tensor]) -> list[Row]:
+    """reference: the judge's mean sharpness of renders, as `Judge.reference`."""
+    scene = gather(results, plan["scene"])
+    truth = [scene_of(SPLIT, i)[0].attributes for i in range(len(scene["laplacian"]))]
+    targets = {"frechet": gather(results, plan["reference"])["features"], "frechet_reconstructions": scene["features"]}
+    settings = {name: gather(results, plan[name]) for name in plan if name not in ("scene", "reference")}
+    base = settings["none"]
+    values = {name: per_clip(found, base, scene, truth, manifold, reference) for name, found in settings.items()}
+    out = []
+    for name, found in settings.items():
+        figures = {k: statistics.mean(v) for k, v in values[name].items()}
+        change = {k: statistics.difference(v, values["none"][k]) for k, v in values[name].items()}
+        for k, target in targets.items():
+            mine, others = (frechet_values(x["features"], target) for x in (found, base))
+            figures[k] = statistics.of_pseudo_values(mine, len(truth))
+            change[k] = statistics.of_pseudo_values(mine - others, len(truth))
+        out.append(Row(name, figures, change))
+    return out
+
+
+def per_clip(found, base, scene, truth, manifold: ShellManifold, reference) -> dict[str, Tensor]:
+    """Every figure but the Frechet distances, [N] each."""
+    d = manifold.distance(found["z"])
+    reading = as_reading(found, reference)
+    return {
+        "outside": manifold.outside_band(d).float().mean(dim=(1, 2, 3)),
+        "distance": d.mean(dim=(1, 2, 3)),
+        "laplacian": found["laplacian"] / scene["laplacian"],
+        "high_frequency": found["high_frequency"] / scene["high_frequency"],
+        **reading.scores(truth),
+        "change": (found["z"] - base["z"]).flatten(1).norm(dim=1) / base["z"].flatten(1).norm(dim=1),
+        **{f"right.{k}": right(reading, truth, k) for k in VALUES},
+    }
+
+
+def right(reading: judge.Reading, truth, attribute: str) -> Tensor:
+    """[M] in 0 and 1, over the clips that have the attribute."""
+    return reading.correct(truth, attribute).float()
+
+
+def frechet_values(features: Tensor, target: Tensor) -> Tensor:
+    """Jackknife pseudo-values of the Frechet distance of features [N, D] to a fixed target [M, D]."""
+    return statistics.pseudo_values(lambda index: judge.frechet(features[index], target), len(features))
+
+
+def table(found: list[Row]) -> str:
+    """The settings as markdown: figures with 95% intervals; distances and sharpness also as changes against none."""
+    shown = ("outside", "laplacian", "high_frequency", "frechet", "overall", "change")
+    lines = ["| guidance | " + " | ".join(COLUMNS[k] for k in shown) + " |", "|---|" + "---|" * len(shown)]
+    for row in found:
+        lines.append(f"| {row.name} | " + " | ".join(row.figures[k].text() for k in shown) + " |")
+    return "\n".join(lines)
+
+
+def change_table(found: list[Row]) -> str:
+    """Changes against no guidance, paired by prompt and seed, as markdown."""
+    shown = [k for k in COLUMNS if k not in ("change", "distance")]
+    lines = ["| guidance | " + " | ".join(COLUMNS[k] for k in shown) + " |", "|---|" + "---|" * len(shown)]
+    for row in found:
+        if row.name == "none":
+            continue
+        cells = []
+        for k in shown:
+            e = row.against_base[k]
+            sure = "**" if abs(e.mean) > e.half else ""
+            cells.append(f"{sure}{e.mean:+.3f} ± {e.half:.3f}{sure}")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict(found: list[Row], default: str) -> str:
+    """One sentence: whether the default beats no guidance and plain minimisation in the Frechet distance."""
+    by_name = {row.name: row.figures["frechet"] for row in found}
+    mine = by_name[default]
+    parts = []
+    for other in ("none", "minimise (released objective)"):
+        theirs = by_name[other]
+        word = "lower than" if mine.mean < theirs.mean else "higher than"
+        apart = "intervals apart" if mine.apart_from(theirs) else "intervals overlap"
+        parts.append(f"{word} with {other} ({theirs.text(2)}; {apart})")
+    return f"Frechet distance with the default, {default}: {mine.text(2)}, " + " and ".join(parts) + "."
+
+
+def as_json(found: list[Row]) -> list[dict]:
+    def plain(figures: dict[str, Estimate]) -> dict:
+        return {k: [e.mean, e.half] for k, e in figures.items()}
+
+    return [
+        {"name": r.name, "n": r.figures["outside"].n, "figures": plain(r.figures), "against_base": plain(r.against_base)}
+        for r in found
+    ]
+
+
+def sigma_table_jobs(count: int) -> list[Job]:
+    """Predictions for `count` held-out latents at every sampling sigma."""
+    return split_up("predictions", "bundled", count)

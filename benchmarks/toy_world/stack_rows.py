@@ -1,0 +1,102 @@
+"""Rows of the report on the stack itself: what the VAE keeps, and what the judge reads in renders and in samples."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import judge, statistics
+from .captions import VALUES
+from .clips import scene_of
+from .jobs import Job, as_reading, gather, split_up
+from .statistics import Estimate
+
+KINDS = {
+    "renders": ("renders", "test"),
+    "reconstructions": ("reconstructions", "test"),
+    "samples": ("samples", "test"),
+    "samples, held-out combinations": ("samples", "unseen"),
+}
+# Renders that the judge was not trained on, for the Frechet distance.
+REFERENCE = "judge_test"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the judge says of one kind of clip. right: attribute -> share; scores, relative: as of judge.Reading."""
+
+    name: str
+    right: dict[str, Estimate]
+    scores: dict[str, Estimate]
+    relative: dict[str, Estimate]
+    frechet: Estimate
+
+
+def jobs(count: int, reference: int) -> dict[str, list[Job]]:
+    out = {name: split_up(kind, split, count) for name, (kind, split) in KINDS.items()}
+    return out | {"reference": split_up("renders", REFERENCE, reference)}
+
+
+def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]) -> list[Row]:
+    target = gather(results, plan["reference"])["features"]
+    out = []
+    for name, (_, split) in KINDS.items():
+        found = gather(results, plan[name])
+        reading = as_reading(found, reference)
+        n = len(reading.rigid)
+        truth = [scene_of(split, i)[0].attributes for i in range(n)]
+        values = statistics.pseudo_values(lambda index, f=found["features"]: judge.frechet(f[index], target), n)
+        out.append(
+            Row(
+                name,
+                {k: statistics.mean(reading.correct(truth, k).float()) for k in VALUES},
+                {k: statistics.mean(v) for k, v in reading.scores(truth).items()},
+                {k: statistics.mean(reading.relative(truth, k)) for k in judge.REFERENCE},
+                statistics.of_pseudo_values(values, n),
+            )
+        )
+    return out
+
+
+def psnr_per_frame(results: dict, plan: dict[str, list[Job]]) -> list[float]:
+    """dB of each of the 17 frames of the reconstructions."""
+    error = gather(results, plan["reconstructions"])["squared_error"]
+    return (-10 * error.mean(dim=0).log10()).tolist()
+
+
+def followed(found: list[Row]) -> dict[str, float]:
+    """Per attribute, how well samples are read as a share of how well reconstructions are: 1 is as well."""
+    by_name = {row.name: row.right for row in found}
+    return {k: by_name["samples"][k].mean / by_name["reconstructions"][k].mean for k in VALUES}
+
+
+def table(found: list[Row]) -> str:
+    """As markdown, a column a kind."""
+    lines = ["| | chance | " + " | ".join(row.name for row in found) + " | samples / reconstructions |"]
+    lines.append("|---|" + "---|" * (len(found) + 2))
+    share = followed(found)
+    for k, values in VALUES.items():
+        cells = [row.right[k].text(2) for row in found]
+        lines.append(f"| {k}, read right | {1 / len(values):.2f} | " + " | ".join(cells) + f" | {share[k]:.2f} |")
+    for k in found[0].scores:
+        lines.append(f"| {k} | | " + " | ".join(row.scores[k].text(2) for row in found) + " | |")
+    for k in judge.REFERENCE:
+        lines.append(f"| {k}, relative to renders | | " + " | ".join(row.relative[k].text(2) for row in found) + " | |")
+    lines.append("| Frechet distance to renders | | " + " | ".join(row.frechet.text(2) for row in found) + " | |")
+    return "\n".join(lines)
+
+
+def as_json(found: list[Row]) -> list[dict]:
+    def plain(figures: dict[str, Estimate]) -> dict:
+        return {k: [e.mean, e.half] for k, e in figures.items()}
+
+    return [
+        {
+            "name": row.name,
+            "n": row.frechet.n,
+            "right": plain(row.right),
+            "scores": plain(row.scores),
+            "relative": plain(row.relative),
+            "frechet": [row.frechet.mean, row.frechet.half],
+        }
+        for row in found
+    ]

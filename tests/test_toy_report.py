@@ -1,0 +1,210 @@
+"""The report's arithmetic: intervals, guidance variants against the pack's own kernels, jobs on disk, tables."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+
+from benchmarks.toy_world import (
+    jobs,
+    judge,
+    pipeline,
+    plots,
+    report,
+    shell_lcc_rows,
+    stack_rows,
+    statistics,
+    weights,
+)
+from benchmarks.toy_world.captions import VALUES
+from benchmarks.toy_world.clips import scene_of
+from benchmarks.toy_world.guidance import Guidance, SigmaTable
+from trainers import latent_data, shell_lcc
+from trainers.kernels.shell_lcc.calibration import calibrate
+from trainers.kernels.shell_lcc.manifold import load
+
+
+@pytest.fixture(scope="module")
+def manifold_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("manifold") / "toy.safetensors"
+    latents = weights.FOLDER / weights.LATENTS
+    command = ["fit", "--latents", latents, "--output", path, "--num_bases", "256", "--held_out", "0.25"]
+    assert not shell_lcc.main([str(a) for a in command])
+    return path
+
+
+@pytest.fixture(scope="module")
+def manifold(manifold_path):
+    return load(manifold_path)
+
+
+@pytest.fixture(scope="module")
+def z(manifold):
+    refs = latent_data.list_clips([weights.FOLDER / weights.LATENTS], manifold.space)[:3]
+    z = torch.stack([latent_data.read_clip(r) for r in refs])
+    return z + 0.1 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+
+
+class TestStatistics:
+    def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says(self):
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randn(400, 50, generator=generator)
+        held = sum(abs(statistics.mean(row).mean) <= statistics.mean(row).half for row in draws)
+        assert 0.91 < held / 400 < 0.98
+
+    def test_pairing_removes_what_clips_share(self):
+        generator = torch.Generator().manual_seed(0)
+        base = 10 * torch.randn(64, generator=generator)
+        better = base + 1 + 0.1 * torch.randn(64, generator=generator)
+        change = statistics.difference(better, base)
+        assert change.low < 1 < change.high
+        assert change.half < 0.1 < statistics.mean(better).half
+        assert not statistics.mean(better).apart_from(statistics.mean(base))
+
+    def test_the_jackknife_of_a_mean_is_the_mean(self):
+        x = torch.randn(64, generator=torch.Generator().manual_seed(0)).double()
+        values = statistics.pseudo_values(lambda index: float(x[index].mean()), 64)
+        assert statistics.of_pseudo_values(values, 64).mean == pytest.approx(float(x.mean()), abs=1e-9)
+
+    def test_the_jackknife_takes_most_of_a_frechet_distances_bias(self):
+        generator = torch.Generator().manual_seed(0)
+        reference = torch.randn(2000, 8, generator=generator)
+        raw, corrected = [], []
+        for _ in range(10):
+            x = torch.randn(64, 8, generator=generator)
+            raw.append(judge.frechet(x, reference))
+            values = statistics.pseudo_values(lambda index, x=x: judge.frechet(x[index], reference), 64)
+            corrected.append(statistics.of_pseudo_values(values, 64).mean)
+        assert abs(sum(corrected)) < 0.3 * sum(raw)
+
+    def test_too_few_clips_for_a_jackknife_are_refused(self):
+        with pytest.raises(ValueError, match="at least 32 clips, found 20"):
+            statistics.pseudo_values(lambda index: 0.0, 20)
+
+
+class TestGuidance:
+    @pytest.mark.parametrize("method", ["project", "band", "gradient", "minimise"])
+    def test_a_hook_does_what_the_node_does(self, manifold, z, method):
+        hook = Guidance(method, 0.7).hook(manifold, None, seed=0)
+        torch.testing.assert_close(hook(z, 0.5, 3), manifold.pull(z, method, 0.7))
+        assert not torch.equal(hook(z, 0.5, 3), z)
+
+    def test_a_window_is_a_share_of_the_shifted_schedule(self, manifold, z):
+        path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT)[:-1].tolist()
+        late, early = (Guidance(start=a, end=b).hook(manifold, None, 0) for a, b in ((0.5, 1.0), (0.0, 0.5)))
+        acts = [(not torch.equal(late(z, s, i), z), not torch.equal(early(z, s, i), z)) for i, s in enumerate(path)]
+        # The step at the very middle belongs to both.
+        assert [a for a, _ in acts] == [i >= 10 for i in range(20)]
+        assert [b for _, b in acts] == [i <= 10 for i in range(20)]
+
+    def test_the_random_push_is_as_long_as_projection_and_points_elsewhere(self, manifold, z):
+        pushed = Guidance("random").hook(manifold, None, seed=1)(z, 0.5, 0) - z
+        projected = Guidance("project").hook(manifold, None, seed=1)(z, 0.5, 0) - z
+        torch.testing.assert_close(pushed.norm(dim=1), projected.norm(dim=1), rtol=1e-3, atol=1e-5)
+        cosine = torch.nn.functional.cosine_similarity(pushed, projected, dim=1)
+        assert cosine.mean().abs() < 0.1
+
+    def test_quantiles_are_matched_clip_by_clip(self, manifold, z):
+        before = manifold.distance(z)
+        after = manifold.distance(Guidance("quantile", trust=2.0).hook(manifold, None, 0)(z, 0.5, 0))
+        wanted = manifold.calibration.token_quantiles[[25, 50, 75]]
+        for one, other in zip(before, after, strict=True):
+            was, now = (torch.quantile(d.flatten(), torch.tensor([0.25, 0.5, 0.75])) for d in (one, other))
+            assert (now - wanted).abs().max() < 0.35 * (was - wanted).abs().max()
+
+    def test_each_sigma_has_a_shell_of_its_own(self, manifold, z, tmp_path):
+        sigmas = torch.tensor([0.9, 0.5, 0.1])
+        distances = torch.stack([k * manifold.distance(z) for k in (3, 2, 1)])
+        SigmaTable.of_distances(sigmas, distances).save(tmp_path / "table.safetensors")
+        table = SigmaTable.load(tmp_path / "table.safetensors")
+        assert table.nearest(0.85).radius == pytest.approx(3 * calibrate(list(distances[2])).radius, rel=1e-5)
+        guided = Guidance(target="predictions", trust=2.0).hook(manifold, table, 0)
+        assert manifold.distance(guided(z, 0.9, 0)).mean() > manifold.distance(guided(z, 0.1, 0)).mean()
+
+    def test_an_unknown_method_is_named(self, manifold, z):
+        with pytest.raises(ValueError, match="unknown method 'x'"):
+            Guidance("x").hook(manifold, None, 0)(z, 0.5, 0)
+
+
+class TestJobs:
+    def test_clips_are_parted_without_loss(self):
+        parts = jobs.split_up("samples", "test", 19, start=5)
+        assert [i for p in parts for i in range(p.start, p.start + p.count)] == list(range(5, 24))
+
+    def test_every_setting_has_a_file_of_its_own(self):
+        names = {j.name("d") for part in shell_lcc_rows.jobs(32, 32, True).values() for j in part}
+        assert len(names) == (len(shell_lcc_rows.SETTINGS) + 2) * 4
+
+    def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
+        latents = weights.FOLDER / weights.LATENTS
+        files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, tmp_path / "table", latents)
+        plan = jobs.split_up("renders", "judge_test", 2)
+        first = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
+        kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
+        second = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
+        assert len(kept) == 1
+        assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
+        reading = judge.load().read(torch.stack([jobs.clip("judge_test", i).frames for i in range(2)]))
+        for found in (first, second):
+            again = jobs.as_reading(jobs.gather(found, plan), reading.reference)
+            torch.testing.assert_close(again.features, reading.features)
+            torch.testing.assert_close(again.probabilities, reading.probabilities)
+
+
+def invented(plan, seed, offset=0.0):
+    """Results of a plan as a judge might give them: {job: tensors}."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for job in (j for part in plan.values() for j in part):
+        n, more = job.count, {}
+        if job.kind == "samples":
+            more["z"] = torch.randn(n, 16, 5, 8, 8, generator=generator)
+        if job.kind == "reconstructions":
+            more["squared_error"] = 0.01 * torch.rand(n, 17, generator=generator) + 1e-3
+        figures = ("rigid", "laplacian", "high_frequency", "roughness", "dynamics")
+        plain = {k: offset + torch.rand(n, generator=generator) + 0.1 for k in figures}
+        features = torch.randn(n, 64, generator=generator)
+        read = {f"probability.{k}": torch.rand(n, len(v), generator=generator).softmax(-1) for k, v in VALUES.items()}
+        out[job] = plain | more | read | {"features": features}
+    return out
+
+
+REFERENCE = {k: torch.ones(4) for k in judge.REFERENCE}
+
+
+class TestRows:
+    def test_shell_lcc_rows_compare_with_no_guidance(self, manifold, tmp_path):
+        plan = shell_lcc_rows.jobs(32, 40, sweep=False)
+        results = invented(plan, 0)
+        found = shell_lcc_rows.rows(results, plan, manifold, REFERENCE)
+        assert [r.name for r in found] == list(shell_lcc_rows.HEADLINE)
+        base, pushed = found[0], found[1]
+        assert all(e.mean == 0 for k, e in base.against_base.items() if not math.isnan(e.mean))
+        d = manifold.distance(jobs.gather(results, plan["random push"])["z"])
+        assert pushed.figures["outside"].mean == pytest.approx(float(manifold.outside_band(d).float().mean()), abs=1e-6)
+        assert shell_lcc_rows.table(found).count("\n") == len(found) + 1
+        assert "minimise" in shell_lcc_rows.verdict(found, "project")
+        plots.shell_lcc(found, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+    def test_stack_rows_state_what_the_judge_reads(self, tmp_path):
+        plan = stack_rows.jobs(32, 40)
+        results = invented(plan, 1)
+        found = stack_rows.rows(results, plan, REFERENCE)
+        truth = [scene_of("unseen", i)[0].attributes for i in range(32)]
+        read = jobs.gather(results, plan["samples, held-out combinations"])["probability.colour"].argmax(dim=1)
+        share = sum(int(i) == VALUES["colour"].index(a.colour) for i, a in zip(read, truth, strict=True)) / 32
+        assert found[-1].right["colour"].mean == pytest.approx(share)
+        assert len(stack_rows.psnr_per_frame(results, plan)) == 17
+        assert set(stack_rows.followed(found)) == set(VALUES)
+        plots.stack(found, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_too_few_clips_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--clips", "8"])
+    assert "at least 32" in capsys.readouterr().err
