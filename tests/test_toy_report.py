@@ -9,6 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 from benchmarks.toy_world import (
+    corruptions,
     jobs,
     judge,
     pipeline,
@@ -20,7 +21,7 @@ from benchmarks.toy_world import (
     weights,
 )
 from benchmarks.toy_world.captions import VALUES
-from benchmarks.toy_world.clips import scene_of
+from benchmarks.toy_world.clips import clip, scene_of, sibling
 from benchmarks.toy_world.guidance import Guidance, SigmaTable
 from trainers import latent_data, shell_lcc
 from trainers.kernels.shell_lcc.calibration import calibrate
@@ -135,8 +136,8 @@ class TestJobs:
         assert [i for p in parts for i in range(p.start, p.start + p.count)] == list(range(5, 24))
 
     def test_every_setting_has_a_file_of_its_own(self):
-        names = {j.name("d") for part in shell_lcc_rows.jobs(32, 32, True).values() for j in part}
-        assert len(names) == (len(shell_lcc_rows.SETTINGS) + 2) * 4
+        names = {j.name("d") for part in shell_lcc_rows.jobs(32, True).values() for j in part}
+        assert len(names) == (len(shell_lcc_rows.SETTINGS) + 3) * 4
 
     def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
         latents = weights.FOLDER / weights.LATENTS
@@ -147,7 +148,7 @@ class TestJobs:
         second = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
         assert len(kept) == 1
         assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
-        reading = judge.load().read(torch.stack([jobs.clip("judge_test", i).frames for i in range(2)]))
+        reading = judge.load().read(torch.stack([clip("judge_test", i).frames for i in range(2)]))
         for found in (first, second):
             again = jobs.as_reading(jobs.gather(found, plan), reading.reference)
             torch.testing.assert_close(again.features, reading.features)
@@ -159,10 +160,10 @@ def invented(plan, seed, offset=0.0):
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for job in (j for part in plan.values() for j in part):
-        n, more = job.count, {}
+        n, more = job.count * jobs.SIBLINGS.get(job.kind, 1), {}
         if job.kind == "samples":
             more["z"] = torch.randn(n, 16, 5, 8, 8, generator=generator)
-        if job.kind == "reconstructions":
+        if job.kind.endswith("reconstructions"):
             more["squared_error"] = 0.01 * torch.rand(n, 17, generator=generator) + 1e-3
         figures = ("rigid", "laplacian", "high_frequency", "roughness", "dynamics")
         plain = {k: offset + torch.rand(n, generator=generator) + 0.1 for k in figures}
@@ -172,12 +173,37 @@ def invented(plan, seed, offset=0.0):
     return out
 
 
+def test_the_frechet_distance_grows_with_every_defect():
+    """Of a signature in which blur counts although the judge's networks look through it."""
+    the_judge, n = judge.load(), 32
+    siblings = torch.stack([sibling("unseen", i, k).frames for i in range(n) for k in range(3)])
+    target = judge.FrechetTarget(jobs.flatten(the_judge.read(siblings)))
+    material = [clip("unseen", i) for i in range(n)]
+
+    def distance(frames):
+        return target.distance(target.normalise(judge.signature(jobs.flatten(the_judge.read(torch.stack(frames))))))
+
+    clean = distance([c.frames for c in material])
+    for defect in ("blur", "noise", "over_smoothing", "jitter", "freeze"):
+        half, whole = (distance([corruptions.corrupt(c, defect, s).frames for c in material]) for s in (0.5, 1.0))
+        assert clean < half < whole, defect
+
+
+def test_a_sibling_shows_the_same_caption_in_another_scene():
+    one, other = clip("unseen", 3), sibling("unseen", 3, 0)
+    assert one.caption == other.caption
+    assert one.scene.attributes == other.scene.attributes
+    assert one.scene != other.scene
+    assert sibling("unseen", 3, 1).scene != other.scene
+    assert torch.equal(other.frames, sibling("unseen", 3, 0).frames)
+
+
 REFERENCE = {k: torch.ones(4) for k in judge.REFERENCE}
 
 
 class TestRows:
     def test_shell_lcc_rows_compare_with_no_guidance(self, manifold, tmp_path):
-        plan = shell_lcc_rows.jobs(32, 40, sweep=False)
+        plan = shell_lcc_rows.jobs(32, sweep=False)
         results = invented(plan, 0)
         found = shell_lcc_rows.rows(results, plan, manifold, REFERENCE)
         assert [r.name for r in found] == list(shell_lcc_rows.HEADLINE)
@@ -191,7 +217,7 @@ class TestRows:
         assert (tmp_path / "plot.png").stat().st_size > 10_000
 
     def test_stack_rows_state_what_the_judge_reads(self, tmp_path):
-        plan = stack_rows.jobs(32, 40)
+        plan = stack_rows.jobs(32)
         results = invented(plan, 1)
         found = stack_rows.rows(results, plan, REFERENCE)
         truth = [scene_of("unseen", i)[0].attributes for i in range(32)]

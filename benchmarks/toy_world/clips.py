@@ -35,6 +35,14 @@ def clip(split: str, index: int) -> Labelled:
     return Labelled(render(scene), scene, text)
 
 
+def sibling(split: str, index: int, which: int) -> Labelled:
+    """Another scene with the attributes and the caption of clip `index`; `which` from 0 to 99."""
+    scene, text = scene_of(split, index)
+    generator = torch.Generator().manual_seed(SPLITS[split] * 10_000_000 + 5_000_000 + 100 * index + which)
+    scene = draw_scene(scene.attributes, generator)
+    return Labelled(render(scene), scene, text)
+
+
 def clips(split: str, count: int, start: int = 0) -> list[Labelled]:
     """Clips start, start + 1, ... of a split."""
     return [clip(split, i) for i in range(start, start + count)]

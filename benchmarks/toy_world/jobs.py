@@ -22,13 +22,14 @@ from trainers.kernels.shell_lcc import manifold as manifolds
 
 from . import judge, pipeline
 from .captions import VALUES
-from .clips import clip, scene_of
+from .clips import clip, scene_of, sibling
 from .guidance import Guidance, SigmaTable
 
 BATCH = 8
 # To be raised whenever a job's result changes for another reason than its file's name tells.
 VERSION = 1
-KINDS = ("renders", "reconstructions", "samples", "predictions")
+# Siblings: for every clip so many other scenes of its caption, the distribution that its samples should come from.
+SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Job:
-    """Clips start to start + count of a split. guidance: of samples, None without any."""
+    """Clips start to start + count of a split. guidance: of samples, None without any.
+
+    kind: renders, reconstructions (renders through the VAE), samples, predictions, or one of SIBLINGS.
+    """
 
     kind: str
     split: str
@@ -61,7 +65,7 @@ class Job:
 
     def name(self, digest: str) -> str:
         setting = "none" if self.guidance is None else "-".join(str(v) for v in astuple(self.guidance))
-        return f"{self.kind}-{self.split}-{self.start}-{self.count}-{setting}-{digest}.safetensors"
+        return f"{self.kind.replace(' ', '_')}-{self.split}-{self.start}-{self.count}-{setting}-{digest}.safetensors"
 
 
 class Worker:
@@ -84,13 +88,18 @@ class Worker:
             z = self.world.sample(captions, list(index), hook)
             frames, more = self.world.decode(z), {"z": z}
         else:
-            frames, more = torch.stack([clip(job.split, i).frames for i in index]), {}
-            if job.kind == "reconstructions":
+            frames, more = self._real(job, index), {}
+            if job.kind.endswith("reconstructions"):
                 before = frames
                 frames = self.world.decode(self.world.encode(frames))
                 error = ((frames.float() - before.float()) / 255).square().mean(dim=(2, 3, 4))
                 more = {"squared_error": error}
         return more | flatten(self.judge.read(frames))
+
+    def _real(self, job: Job, index: range) -> Tensor:
+        if job.kind in SIBLINGS:
+            return torch.stack([sibling(job.split, i, k).frames for i in index for k in range(SIBLINGS[job.kind])])
+        return torch.stack([clip(job.split, i).frames for i in index])
 
     def _predictions(self, index: range) -> Tensor:
         """Distances [N, S, T, H, W] of the model's x0 for bundled latents `index` noised to each sampling sigma."""

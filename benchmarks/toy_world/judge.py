@@ -115,6 +115,37 @@ class Reading:
         return out | {"overall": overall}
 
 
+class FrechetTarget:
+    """Clips to which others' Frechet distance is taken: M signatures, each component in units of its own spread there.
+
+    A signature is the networks' features and the logarithms of the four measured figures: the networks learnt to look
+    through blur and noise, so alone they would not see it. Components that never vary in the target are left out.
+    """
+
+    def __init__(self, reading: dict[str, Tensor]):
+        target = signature(reading)
+        spread = target.std(dim=0)
+        self.kept = spread > 1e-3
+        self.centre, self.spread = target[:, self.kept].mean(dim=0), spread[self.kept]
+        self.target = self.normalise(target)
+
+    def normalise(self, signatures: Tensor) -> Tensor:
+        """[N, 68] -> [N, kept]."""
+        return (signatures[:, self.kept] - self.centre) / self.spread
+
+    def distance(self, normalised: Tensor) -> float:
+        """Squared Frechet distance of what `normalise` gave, [N, kept], to the target."""
+        return frechet(normalised, self.target)
+
+
+def signature(reading: dict[str, Tensor]) -> Tensor:
+    """[N, 68] of the named tensors of a reading: see FrechetTarget."""
+    measured = [
+        reading[k] + floor for k, floor in (("laplacian", 1), ("high_frequency", 1e-3), ("dynamics", 0.1), ("roughness", 0.1))
+    ]
+    return torch.cat([reading["features"], torch.stack(measured, dim=1).log()], dim=1)
+
+
 class Judge:
     """The trained networks, and the mean sharpness of renders: figure -> [rooms]."""
 

@@ -63,9 +63,9 @@ PSNR of reconstructions {psnr:.2f} dB; per frame {per_frame}.
 SHELL_LCC = """## Shell-LCC guidance
 
 {clips} held-out prompts, one seed each, the same for every row. Laplacian variance and high-frequency share are relative to
-the VAE's reconstruction of a render of the same scene. The Frechet distance is taken in the judge's features to {reference}
-held-out renders ("to rec.": to the {clips} reconstructions), less its bias by a jackknife. change: relative length by which
-the latent differs from the one without guidance.
+the VAE's reconstruction of a render of the same scene. The Frechet distance is taken to other renders of the same captions
+("to rec.": to reconstructions of such), in the judge's features and measured figures, each in units of its spread among
+those, less its bias by a jackknife. change: relative length by which the latent differs from the one without guidance.
 """
 SIGMAS = """The shell of the model's own predictions for held-out latents noised to sigma (of the latents themselves: radius
 {radius:.3f}, band {low:.3f} to {high:.3f}):
@@ -105,7 +105,6 @@ def main(argv=None) -> int:
     )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/report"))
     parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
-    parser.add_argument("--reference", type=int, default=320, help="held-out renders for the Frechet distance (320)")
     parser.add_argument("--headline_only", action="store_true", help="leave out strengths, windows and radii of sigma")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
@@ -124,8 +123,8 @@ def main(argv=None) -> int:
     manifold, reference = manifolds.load(files.manifold), judge.load(files.judge).reference
     sigma_table = calibrate_predictions(files, out / "jobs", args.processes)
     plans = {
-        "stack": stack_rows.jobs(args.clips, args.reference),
-        "shell": shell_lcc_rows.jobs(args.clips, args.reference, not args.headline_only),
+        "stack": stack_rows.jobs(args.clips),
+        "shell": shell_lcc_rows.jobs(args.clips, not args.headline_only),
     }
     every = [job for plan in plans.values() for part in plan.values() for job in part]
     results = jobs.run(list(dict.fromkeys(every)), files, out / "jobs", args.processes, "clips")
@@ -133,7 +132,6 @@ def main(argv=None) -> int:
     shell = shell_lcc_rows.rows(results, plans["shell"], manifold, reference)
     figures = {
         "clips": args.clips,
-        "reference": args.reference,
         "psnr_per_frame": stack_rows.psnr_per_frame(results, plans["stack"]),
         "stack": stack_rows.as_json(stack),
         "followed": stack_rows.followed(stack),

@@ -19,8 +19,6 @@ from .jobs import Job, as_reading, gather, split_up
 from .statistics import Estimate
 
 SPLIT = "unseen"
-# Clips of the same split that nothing is sampled for: the distribution that a Frechet distance is taken to.
-REFERENCE_START = 1_000_000
 HEADLINE = {
     "none": None,
     "random push": Guidance("random"),
@@ -58,7 +56,7 @@ COLUMNS = {
     "overall": "overall",
     "change": "change",
 }
-FRECHET = ("frechet", "frechet_reconstructions")
+TARGETS = {"frechet": "siblings", "frechet_reconstructions": "sibling reconstructions"}
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,20 @@ class Row:
     against_base: dict[str, Estimate]
 
 
-def jobs(count: int, reference: int, sweep: bool) -> dict[str, list[Job]]:
-    """What must be made, by name of the setting; also "scene" (reconstructions) and "reference" (renders, and theirs)."""
+def jobs(count: int, sweep: bool) -> dict[str, list[Job]]:
+    """What must be made, by name of the setting; also "scene" (reconstructions) and what Frechet distances are taken to."""
     settings = SETTINGS if sweep else HEADLINE
     out = {name: split_up("samples", SPLIT, count, guidance) for name, guidance in settings.items()}
     out["scene"] = split_up("reconstructions", SPLIT, count)
-    out["reference"] = split_up("renders", SPLIT, reference, start=REFERENCE_START)
-    return out
+    return out | {kind: split_up(kind, SPLIT, count) for kind in TARGETS.values()}
 
 
 def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, reference: dict[str, Tensor]) -> list[Row]:
     """reference: the judge's mean sharpness of renders, as `Judge.reference`."""
     scene = gather(results, plan["scene"])
     truth = [scene_of(SPLIT, i)[0].attributes for i in range(len(scene["laplacian"]))]
-    targets = {"frechet": gather(results, plan["reference"])["features"], "frechet_reconstructions": scene["features"]}
-    settings = {name: gather(results, plan[name]) for name in plan if name not in ("scene", "reference")}
+    targets = {k: judge.FrechetTarget(gather(results, plan[kind])) for k, kind in TARGETS.items()}
+    settings = {name: gather(results, plan[name]) for name in plan if name in SETTINGS}
     base = settings["none"]
     values = {name: per_clip(found, base, scene, truth, manifold, reference) for name, found in settings.items()}
     out = []
@@ -92,7 +89,7 @@ def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, ref
         figures = {k: statistics.mean(v) for k, v in values[name].items()}
         change = {k: statistics.difference(v, values["none"][k]) for k, v in values[name].items()}
         for k, target in targets.items():
-            mine, others = (frechet_values(x["features"], target) for x in (found, base))
+            mine, others = (frechet_values(x, target) for x in (found, base))
             figures[k] = statistics.of_pseudo_values(mine, len(truth))
             change[k] = statistics.of_pseudo_values(mine - others, len(truth))
         out.append(Row(name, figures, change))
@@ -119,9 +116,10 @@ def right(reading: judge.Reading, truth, attribute: str) -> Tensor:
     return reading.correct(truth, attribute).float()
 
 
-def frechet_values(features: Tensor, target: Tensor) -> Tensor:
-    """Jackknife pseudo-values of the Frechet distance of features [N, D] to a fixed target [M, D]."""
-    return statistics.pseudo_values(lambda index: judge.frechet(features[index], target), len(features))
+def frechet_values(found: dict[str, Tensor], target: judge.FrechetTarget) -> Tensor:
+    """Jackknife pseudo-values of the Frechet distance of N clips."""
+    x = target.normalise(judge.signature(found))
+    return statistics.pseudo_values(lambda index: target.distance(x[index]), len(x))
 
 
 def table(found: list[Row]) -> str:

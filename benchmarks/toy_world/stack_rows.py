@@ -8,6 +8,7 @@ from . import judge, statistics
 from .captions import VALUES
 from .clips import scene_of
 from .jobs import Job, as_reading, gather, split_up
+from .shell_lcc_rows import frechet_values
 from .statistics import Estimate
 
 KINDS = {
@@ -16,8 +17,6 @@ KINDS = {
     "samples": ("samples", "test"),
     "samples, held-out combinations": ("samples", "unseen"),
 }
-# Renders that the judge was not trained on, for the Frechet distance.
-REFERENCE = "judge_test"
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,21 @@ class Row:
     frechet: Estimate
 
 
-def jobs(count: int, reference: int) -> dict[str, list[Job]]:
+def jobs(count: int) -> dict[str, list[Job]]:
+    """What must be made, by kind of clip, and by split what the Frechet distance is taken to."""
     out = {name: split_up(kind, split, count) for name, (kind, split) in KINDS.items()}
-    return out | {"reference": split_up("renders", REFERENCE, reference)}
+    return out | {split: split_up("siblings", split, count) for _, split in KINDS.values()}
 
 
 def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]) -> list[Row]:
-    target = gather(results, plan["reference"])["features"]
+    targets = {split: judge.FrechetTarget(gather(results, plan[split])) for _, split in KINDS.values()}
     out = []
     for name, (_, split) in KINDS.items():
         found = gather(results, plan[name])
         reading = as_reading(found, reference)
         n = len(reading.rigid)
         truth = [scene_of(split, i)[0].attributes for i in range(n)]
-        values = statistics.pseudo_values(lambda index, f=found["features"]: judge.frechet(f[index], target), n)
+        values = frechet_values(found, targets[split])
         out.append(
             Row(
                 name,
