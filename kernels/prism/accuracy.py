@@ -1,0 +1,111 @@
+"""How often a scorer's order is people's: with ties, without, by noise level, and how sure it may be of itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .preference_loss import TIE
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one set of pairs. without_ties: share of the decided pairs ordered right, an equal score counting half;
+    with_ties: share of all pairs right where |difference| <= threshold is called a tie; None without such pairs."""
+
+    pairs: int
+    decided: int
+    without_ties: float | None
+    with_ties: float | None
+    threshold: float
+
+
+def accuracy(difference: Tensor, outcome: Tensor, threshold: float) -> Accuracy:
+    """difference: r_A - r_B [N]; outcome: [N] of 1, 0, -1; threshold: >= 0, from `tie_threshold` on other pairs.
+
+    Raises ValueError where a difference is NaN.
+    """
+    difference = _checked(difference)
+    decided = outcome != TIE
+    right = (difference.sign() == outcome).double() + 0.5 * (difference == 0).double()
+    called = torch.where(difference.abs() <= threshold, torch.zeros_like(difference), difference).sign()
+    n, m = len(outcome), int(decided.sum())
+    return Accuracy(
+        n,
+        m,
+        float(right[decided].mean()) if m else None,
+        float((called == outcome).double().mean()) if n else None,
+        threshold,
+    )
+
+
+def tie_threshold(difference: Tensor, outcome: Tensor) -> float:
+    """The |difference| up to which a tie is best called, on these pairs: to be used on others.
+
+    The usual practice sweeps it on the test set itself and so flatters. 0 where nothing is won by calling ties; between
+    two pairs the middle is taken. Raises ValueError for NaN or no pair.
+    """
+    difference = _checked(difference)
+    if not len(outcome):
+        raise ValueError("a tie threshold needs at least one pair, found none")
+    size, order = difference.abs().sort()
+    tie = (outcome == TIE)[order].long()
+    right = ((difference.sign() == outcome) & (outcome != TIE))[order].long()
+    # Calling the first j a tie gets their ties right and the decided ones beyond them.
+    gained = torch.cat([tie.new_zeros(1), tie.cumsum(0)]) + right.sum() - torch.cat([tie.new_zeros(1), right.cumsum(0)])
+    # Equal sizes cannot be parted.
+    possible = torch.cat([torch.ones(1, dtype=torch.bool), size[1:] > size[:-1], torch.ones(1, dtype=torch.bool)])
+    j = int(torch.where(possible, gained, -1).argmax())
+    if j == 0:
+        return 0.0
+    return float(size[-1]) if j == len(size) else float((size[j - 1] + size[j]) / 2)
+
+
+def by_level(sigma: Tensor, difference: Tensor, outcome: Tensor, levels: Sequence[float], threshold: float) -> list[Accuracy]:
+    """One Accuracy a noise level; sigma: [N], each pair counts for the nearest level."""
+    nearest = (sigma[:, None] - torch.tensor(levels, dtype=sigma.dtype)).abs().argmin(dim=1)
+    return [accuracy(difference[nearest == i], outcome[nearest == i], threshold) for i in range(len(levels))]
+
+
+def calibration_error(difference: Tensor, outcome: Tensor, bins: int = BINS) -> float | None:
+    """Expected |confidence - accuracy| over decided pairs, 0 to 1: confidence is sigmoid(|difference|); None without any."""
+    difference = _checked(difference)
+    decided = outcome != TIE
+    if not bool(decided.any()):
+        return None
+    d, o = difference[decided].double(), outcome[decided]
+    confidence = d.abs().sigmoid()
+    right = (d.sign() == o).double()
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    gaps = [(confidence[place == i].sum() - right[place == i].sum()).abs() for i in range(bins)]
+    return float(torch.stack(gaps).sum() / len(d))
+
+
+def temperature(difference: Tensor, outcome: Tensor, steps: int = 60) -> float:
+    """The factor by which differences are to be divided so that sigmoid(difference) is the share of pairs won, > 0.
+
+    Found by bisecting the derivative of the likelihood, which is monotone. 1 without decided pairs; bounded to
+    [1e-3, 1e3] where every pair or none is ordered right.
+    """
+    difference = _checked(difference)
+    margin = (difference * outcome)[outcome != TIE].double()
+    if not len(margin):
+        return 1.0
+    low, high = 1e-3, 1e3
+    for _ in range(steps):
+        middle = (low * high) ** 0.5
+        # d/d(1/T) of the log likelihood: positive while a colder scorer would be likelier.
+        if float((margin * torch.sigmoid(-margin / middle)).sum()) > 0:
+            high = middle
+        else:
+            low = middle
+    return (low * high) ** 0.5
+
+
+def _checked(difference: Tensor) -> Tensor:
+    if bool(difference.isnan().any()):
+        raise ValueError(f"{int(difference.isnan().sum())} of {len(difference)} score differences are NaN")
+    return difference

@@ -1,0 +1,152 @@
+"""The PRISM head: what a frozen DiT's first blocks know of a noisy latent, as a score (arXiv 2606.20310, section 3).
+
+Visual tokens after block `tap` and text tokens after the backbone's own text embedding are normalised, concatenated along
+the tokens, projected once, read by learned queries through one cross-attention, and scored by an MLP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .query_attention import masked_mean, query_attention
+
+POOLINGS = ("query", "mean")
+FREQUENCIES = 128
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is built from.
+
+    backbone_dim: width of the DiT; dim: of the head; heads: of its attention, dividing dim; layers: of the MLP.
+    taps: indices of the blocks whose outputs are read, each with a norm of its own; queries: how many; dimensions: what
+    is scored ("overall", or several). time: condition on sigma, the identity until trained. levels: noise levels that have
+    a temperature each, by which scores are divided; empty without.
+    pooling: "query", or "mean" over the tokens, the ablation.
+    """
+
+    backbone_dim: int
+    dim: int = 1536
+    heads: int = 12
+    layers: int = 5
+    taps: tuple[int, ...] = (11,)
+    queries: int = 1
+    dimensions: tuple[str, ...] = ("overall",)
+    time: bool = False
+    levels: tuple[float, ...] = ()
+    pooling: str = "query"
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide dim {self.dim}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling '{self.pooling}': expected one of {', '.join(POOLINGS)}")
+        if not self.taps or list(self.taps) != sorted(set(self.taps)) or not self.dimensions or self.layers < 1:
+            raise ValueError(f"taps {self.taps} must ascend, dimensions {self.dimensions} and layers {self.layers} exist")
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "HeadConfig":
+        """The inverse of `to_json`; an unknown entry is a TypeError."""
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
+
+
+class PrismHead(nn.Module):
+    """Scores noisy latents from features of a frozen DiT. `operations`: torch.nn, or ComfyUI's, which cast and offload."""
+
+    def __init__(self, config: HeadConfig, operations=nn, dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        made = {"dtype": dtype, "device": device}
+        self.config = config
+        width = config.dim
+        # The residual stream has a few very large channels: without norms they are all that attention sees.
+        self.visual_norms = nn.ModuleList(operations.LayerNorm(config.backbone_dim, **made) for _ in config.taps)
+        self.text_norm = operations.LayerNorm(config.backbone_dim, **made)
+        self.project = operations.Linear(config.backbone_dim, width, **made)
+        if config.pooling == "query":
+            self.query = nn.Parameter(torch.empty(config.queries, width, **made))
+            self.to_q, self.to_k, self.to_v, self.to_out = (operations.Linear(width, width, **made) for _ in range(4))
+        if config.time:
+            self.time = operations.Linear(FREQUENCIES, 2 * width, **made)
+        self.norm = operations.LayerNorm(width, **made)
+        widths = [width * (config.queries if config.pooling == "query" else 1), *[width] * (config.layers - 1)]
+        ends = [*widths[1:], len(config.dimensions)]
+        self.mlp = nn.ModuleList(operations.Linear(a, b, **made) for a, b in zip(widths, ends, strict=True))
+        if config.levels:
+            self.log_temperature = nn.Parameter(torch.zeros(len(config.levels), **made))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The initial weights that are not the layers' own: a small query, a time conditioning that does nothing."""
+        if self.config.pooling == "query":
+            nn.init.normal_(self.query, std=0.02)
+        if self.config.time:
+            nn.init.zeros_(self.time.weight)
+            nn.init.zeros_(self.time.bias)
+
+    def forward(
+        self, visual: Sequence[Tensor], text: Tensor, text_mask: Tensor | None = None, sigma: Tensor | None = None
+    ) -> Tensor:
+        """Scores [B, dimensions], in the head's dtype.
+
+        visual: one [B, N, backbone_dim] a tap; text: [B, L, backbone_dim]; text_mask: bool [B, L], False at padding (None:
+        all are words); sigma: [B] in 0..1, needed by `time` and `levels`. Raises ValueError where shapes do not fit.
+        """
+        self.check(visual, text, text_mask)
+        features = [*visual, text]
+        mask = torch.ones(text.shape[0], sum(v.shape[1] for v in visual), dtype=torch.bool, device=text.device)
+        words = mask.new_ones(text.shape[:2]) if text_mask is None else text_mask
+        pool = query_attention if self.config.pooling == "query" else masked_mean
+        return self.score(pool(self, features, torch.cat([mask, words], dim=1)), sigma)
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """The norms of the taps' features and of the text's, in the order of the features."""
+        return [*self.visual_norms, self.text_norm]
+
+    def score(self, pooled: Tensor, sigma: Tensor | None) -> Tensor:
+        """[B, queries or 1, dim] -> [B, dimensions]."""
+        x = self.norm(pooled)
+        if self.config.time:
+            scale, shift = self.time(frequencies(self._needed(sigma)).to(x)).chunk(2, dim=-1)
+            x = x * (1 + scale[:, None]) + shift[:, None]
+        x = x.flatten(1)
+        for i, layer in enumerate(self.mlp):
+            x = layer(x if i == 0 else F.gelu(x))
+        if self.config.levels:
+            levels = torch.tensor(self.config.levels, device=x.device)
+            nearest = (self._needed(sigma).to(x.device)[:, None] - levels).abs().argmin(dim=1)
+            x = x / self.log_temperature.to(x)[nearest].exp()[:, None]
+        return x
+
+    def check(self, visual: Sequence[Tensor], text: Tensor, text_mask: Tensor | None) -> None:
+        """Raises ValueError naming what does not fit this head."""
+        c = self.config
+        if len(visual) != len(c.taps):
+            raise ValueError(f"this head reads {len(c.taps)} taps ({', '.join(map(str, c.taps))}), got {len(visual)}")
+        for x in (*visual, text):
+            if x.ndim != 3 or x.shape[0] != text.shape[0] or x.shape[2] != c.backbone_dim:
+                wanted = f"[{text.shape[0]}, tokens, {c.backbone_dim}]"
+                raise ValueError(f"this head reads features {wanted}, got {list(x.shape)}: it was trained on another backbone")
+        if text_mask is not None and text_mask.shape != text.shape[:2]:
+            raise ValueError(f"text mask {list(text_mask.shape)} does not fit text {list(text.shape)}")
+
+    def _needed(self, sigma: Tensor | None) -> Tensor:
+        if sigma is None:
+            raise ValueError("this head is conditioned on the noise level: give sigma")
+        return sigma.float()
+
+
+def frequencies(sigma: Tensor) -> Tensor:
+    """Sinusoids [B, 128] of the timestep 1000 sigma, as diffusion transformers embed it."""
+    half = FREQUENCIES // 2
+    rate = torch.exp(torch.arange(half, device=sigma.device) * (-9.210340371976184 / half))
+    angle = 1000.0 * sigma[:, None] * rate
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,39 @@
+"""Rao-Kupper: Bradley-Terry preferences with ties (arXiv 2606.20310, section 3; its printed win term has eta misplaced)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ETA = 5.0
+WIN, TIE, LOSS = 1, 0, -1
+
+
+def rao_kupper(difference: Tensor, outcome: Tensor, eta: float = ETA) -> Tensor:
+    """Negative log likelihood [N] of outcomes of pairs (A, B), differentiable.
+
+    difference: r_A - r_B [N], any float dtype, computed in fp32; outcome: [N] of WIN (A is better), TIE and LOSS.
+    eta: > 1, the width of the tie: a tie is most likely while |difference| < ln eta. With k = ln eta
+
+        win   -logsigmoid(d - k)
+        tie   -logsigmoid(d - k) - logsigmoid(-d - k) - ln(eta^2 - 1)
+        loss  -logsigmoid(-d - k)
+
+    Raises ValueError for eta <= 1, which leaves ties no probability.
+    """
+    if eta <= 1:
+        raise ValueError(f"eta {eta}: expected more than 1")
+    k = math.log(eta)
+    d = difference.float()
+    win, loss = -F.logsigmoid(d - k), -F.logsigmoid(-d - k)
+    tie = win + loss - math.log(eta * eta - 1)
+    return torch.where(outcome == WIN, win, torch.where(outcome == LOSS, loss, tie))
+
+
+def probabilities(difference: Tensor, eta: float = ETA) -> Tensor:
+    """[N, 3] of A better, tie, B better; they sum to 1."""
+    k = math.log(eta)
+    d = difference.float()
+    win, loss = torch.sigmoid(d - k), torch.sigmoid(-d - k)
+    return torch.stack([win, (eta * eta - 1) * win * loss, loss], dim=-1)
