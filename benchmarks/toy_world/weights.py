@@ -1,44 +1,20 @@
 """Weights of the toy world's models: fp16 files in the original Wan 2.1 layout, and diffusers' models made from them."""
 
 import json
-import re
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from trainers import wan_vae
+from trainers import wan_dit, wan_vae
 from trainers.kernels.atomic import write_atomic
+from trainers.wan_dit_keys import of_text_to_video
 from trainers.wan_vae_keys import to_original
 
 FOLDER = Path(__file__).parent / "weights"
 VAE, DIT, TEXT = "toy_wan_vae.safetensors", "toy_wan_t2v.safetensors", "toy_umt5.safetensors"
 LATENTS = "toy_latents.safetensors"
-
-# Original names (what ComfyUI reads) -> diffusers' WanTransformer3DModel. norm2 and norm3 change places.
-DIT_PARTS = (
-    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
-    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
-    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
-    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
-    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
-    (r"^head\.modulation$", "scale_shift_table"),
-    (r"^head\.head\.", "proj_out."),
-    (r"\.modulation$", ".scale_shift_table"),
-    (r"\.self_attn\.", ".attn1."),
-    (r"\.cross_attn\.", ".attn2."),
-    (r"\.(attn[12])\.([qkv])\.", r".\1.to_\2."),
-    (r"\.(attn[12])\.o\.", r".\1.to_out.0."),
-    (r"\.norm3\.", ".norm2."),
-    (r"\.ffn\.0\.", ".ffn.net.0.proj."),
-    (r"\.ffn\.2\.", ".ffn.net.2."),
-)
-BLOCK = (
-    "modulation", "norm3.weight", "norm3.bias", "ffn.0.weight", "ffn.0.bias", "ffn.2.weight", "ffn.2.bias",
-    *(f"{a}.{p}.{k}" for a in ("self_attn", "cross_attn") for p in "qkvo" for k in ("weight", "bias")),
-    *(f"{a}.norm_{p}.weight" for a in ("self_attn", "cross_attn") for p in "qk"),
-)  # fmt: skip
 
 
 def dit_config(layers: int = 12, heads: int = 1, text_dim: int = 256, ffn_dim: int = 512) -> dict:
@@ -48,22 +24,6 @@ def dit_config(layers: int = 12, heads: int = 1, text_dim: int = 256, ffn_dim: i
         "out_channels": 16, "text_dim": text_dim, "freq_dim": 256, "ffn_dim": ffn_dim, "num_layers": layers,
         "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "rope_max_seq_len": 1024,
     }  # fmt: skip
-
-
-def dit_to_diffusers(name: str) -> str:
-    """An original name as WanTransformer3DModel calls it."""
-    for pattern, new in DIT_PARTS:
-        name = re.sub(pattern, new, name)
-    return name
-
-
-def dit_names(layers: int) -> dict[str, str]:
-    """{diffusers name: original name} of all weights of a text-to-video DiT."""
-    plain = ("patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
-             "time_projection.1", "head.head")  # fmt: skip
-    names = [f"{p}.{k}" for p in plain for k in ("weight", "bias")] + ["head.modulation"]
-    names += [f"blocks.{i}.{part}" for i in range(layers) for part in BLOCK]
-    return {dit_to_diffusers(n): n for n in names}
 
 
 def save_vae(vae, path: str | Path, notes: dict[str, str]) -> None:
@@ -77,7 +37,7 @@ def save_dit(dit, path: str | Path, notes: dict[str, str]) -> None:
 
     ComfyUI takes 4096 for the text's width unless the header says otherwise, which this one does.
     """
-    names = dit_names(dit.config.num_layers)
+    names = of_text_to_video(dit.config.num_layers)
     override = json.dumps({"transformer": {"text_dim": dit.config.text_dim}})
     header = {"title": "Toy world text-to-video DiT (Wan 2.1 layout)", "config": override} | notes
     _save({names[k]: v for k, v in dit.state_dict().items()}, path, header)
@@ -90,12 +50,7 @@ def load_vae(path: str | Path):
 
 def load_dit(path: str | Path):
     """A file that `save_dit` wrote -> WanTransformer3DModel, fp32, frozen."""
-    state = load_file(path)
-    layers = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks."))
-    width, text_dim = state["text_embedding.0.weight"].shape
-    dit = new_dit(dit_config(layers, width // 128, text_dim, state["blocks.0.ffn.0.bias"].shape[0]))
-    dit.load_state_dict({dit_to_diffusers(k): v.float() for k, v in state.items()})
-    return dit.train(False).requires_grad_(False)
+    return wan_dit.load(path).model
 
 
 def new_dit(config: dict):
