@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.toy_world import (
     corruptions,
+    guidance,
     jobs,
     judge,
     pipeline,
@@ -25,7 +26,7 @@ from benchmarks.toy_world.clips import clip, scene_of, sibling
 from benchmarks.toy_world.guidance import Guidance, SigmaTable
 from trainers import latent_data, shell_lcc
 from trainers.kernels.shell_lcc.calibration import calibrate
-from trainers.kernels.shell_lcc.manifold import load
+from trainers.kernels.shell_lcc.manifold import load, save
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,28 @@ class TestGuidance:
         guided = Guidance(target="predictions", trust=2.0).hook(manifold, table, 0)
         assert manifold.distance(guided(z, 0.9, 0)).mean() > manifold.distance(guided(z, 0.1, 0)).mean()
 
+    def test_patches_come_back_where_they_were(self, z):
+        for side in (1, 2, 3):
+            squares = guidance.patches(z, side)
+            assert squares.shape == (3, 16 * side**2, 5, 9 - side, 9 - side)
+            torch.testing.assert_close(guidance.merge(squares, side), z)
+        corner = guidance.patches(z, 2)[0, :, 2, 3, 4].view(16, 2, 2)
+        torch.testing.assert_close(corner, z[0, :, 2, 3:5, 4:6])
+
+    def test_a_manifold_of_patches_is_fitted_saved_and_followed(self, z, tmp_path):
+        refs = latent_data.list_clips([weights.FOLDER / weights.LATENTS])
+        clean = torch.stack([latent_data.read_clip(r) for r in refs[:12]])
+        fitted = guidance.fit_patch_manifold(clean[:8], clean[8:], 2, 64)
+        assert fitted.outside_band(fitted.distance(guidance.patches(clean[8:], 2))).float().mean() == pytest.approx(
+            0.1, abs=0.02
+        )
+        save(fitted, tmp_path / "patches.safetensors")
+        again = load(tmp_path / "patches.safetensors")
+        hooks = [Guidance("project", patch=2).hook(m, None, 0) for m in (fitted, again)]
+        torch.testing.assert_close(*(hook(z, 0.5, 0) for hook in hooks))
+        before, after = (again.distance(guidance.patches(x, 2)) for x in (z, hooks[0](z, 0.5, 0)))
+        assert (after - again.radius).abs().mean() < (before - again.radius).abs().mean()
+
     def test_an_unknown_method_is_named(self, manifold, z):
         with pytest.raises(ValueError, match="unknown method 'x'"):
             Guidance("x").hook(manifold, None, 0)(z, 0.5, 0)
@@ -141,7 +164,7 @@ class TestJobs:
 
     def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
         latents = weights.FOLDER / weights.LATENTS
-        files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, tmp_path / "table", latents)
+        files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, tmp_path / "patches", tmp_path / "table", latents)
         plan = jobs.split_up("renders", "judge_test", 2)
         first = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
         kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
@@ -161,7 +184,7 @@ def invented(plan, seed, offset=0.0):
     out = {}
     for job in (j for part in plan.values() for j in part):
         n, more = job.count * jobs.SIBLINGS.get(job.kind, 1), {}
-        if job.kind == "samples":
+        if job.kind == "samples" or job.kind.startswith("refined"):
             more["z"] = torch.randn(n, 16, 5, 8, 8, generator=generator)
         if job.kind.endswith("reconstructions"):
             more["squared_error"] = 0.01 * torch.rand(n, 17, generator=generator) + 1e-3
@@ -215,6 +238,15 @@ class TestRows:
         assert "minimise" in shell_lcc_rows.verdict(found, "project")
         plots.shell_lcc(found, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+    def test_refined_latents_are_compared_with_the_damaged_ones(self, manifold):
+        plan, shell = shell_lcc_rows.refine_jobs(), shell_lcc_rows.jobs(32, sweep=False)
+        results = invented(plan, 0) | invented(shell, 1)
+        found = shell_lcc_rows.refine_rows(results, plan, shell["scene"], shell["sibling reconstructions"], manifold)
+        assert len(found) == 3 * len(shell_lcc_rows.REFINE_SETTINGS)
+        for row in found:
+            assert (row["figures"]["frechet_change"].mean == 0) == (row["name"] == "none")
+        assert shell_lcc_rows.refine_table(found).count("\n") == len(found) + 1
 
     def test_stack_rows_state_what_the_judge_reads(self, tmp_path):
         plan = stack_rows.jobs(32)

@@ -1,14 +1,17 @@
 """Shell-LCC guidance as a hook on the toy world's sampling, in every variant that the report compares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainers.kernels.atomic import write_atomic
+from trainers.kernels.latent_space import WAN21, LatentSpace
 from trainers.kernels.shell_lcc.calibration import LEVELS, Calibration, calibrate
+from trainers.kernels.shell_lcc.fit_anchors import fit_anchors
 from trainers.kernels.shell_lcc.manifold import BAND_MARGIN, ShellManifold
 from trainers.kernels.shell_lcc.naive import limit_change
 from trainers.kernels.shell_lcc.pull import descend, project
@@ -25,7 +28,10 @@ TARGETS = ("latents", "predictions")
 
 @dataclass(frozen=True)
 class Guidance:
-    """One setting under test. start, end: shares of the noise schedule, as on the node."""
+    """One setting under test. start, end: shares of the noise schedule, as on the node.
+
+    patch: side of the squares of positions that make a token, 1 as in the paper; its manifold is one of such tokens.
+    """
 
     method: str = "project"
     strength: float = 1.0
@@ -33,6 +39,7 @@ class Guidance:
     end: float = 1.0
     target: str = "latents"
     trust: float = TRUST
+    patch: int = 1
 
     def window(self, shift: float) -> tuple[float, float]:
         """(lowest, highest) sigma at which it acts."""
@@ -47,9 +54,11 @@ class Guidance:
             if not low - 1e-6 <= sigma <= high + 1e-6:
                 return x0
             calibration = manifold.calibration if self.target == "latents" else table.nearest(sigma)
-            tokens = x0.movedim(1, -1).reshape(-1, x0.shape[1])
-            moved = self.move(manifold, tokens, calibration, len(x0), generator)
-            return moved.view(x0.shape[0], *x0.shape[2:], x0.shape[1]).movedim(-1, 1).contiguous()
+            z = patches(x0, self.patch)
+            tokens = z.movedim(1, -1).reshape(-1, z.shape[1])
+            moved = self.move(manifold, tokens, calibration, len(z), generator)
+            moved = moved.view(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1)
+            return merge(moved, self.patch).contiguous()
 
         return correct
 
@@ -72,6 +81,40 @@ class Guidance:
             case "quantile":
                 return match_quantiles(coder, z, c, clips, self.strength, self.trust)
         raise ValueError(f"unknown method '{self.method}': expected one of {', '.join(METHODS)}")
+
+
+def patches(z: Tensor, side: int) -> Tensor:
+    """Latents [B, C, T, H, W] -> [B, C side^2, T, H - side + 1, W - side + 1], every square of positions a token."""
+    if side == 1:
+        return z
+    b, c, t, h, w = z.shape
+    out = F.unfold(z.transpose(1, 2).reshape(b * t, c, h, w), side)
+    return out.view(b, t, c * side * side, h - side + 1, w - side + 1).transpose(1, 2)
+
+
+def merge(x: Tensor, side: int) -> Tensor:
+    """The inverse of `patches`: squares overlap, a position is the mean of what they make of it."""
+    if side == 1:
+        return x
+    b, d, t, h, w = x.shape
+    flat = x.transpose(1, 2).reshape(b * t, d, h * w)
+    size = (h + side - 1, w + side - 1)
+    out = F.fold(flat, size, side) / F.fold(torch.ones_like(flat), size, side)
+    return out.view(b, t, -1, *size).transpose(1, 2)
+
+
+def patch_space(side: int) -> LatentSpace:
+    """The latent space that `patches` of Wan 2.1 latents are in."""
+    channels = WAN21.channels * side * side
+    return replace(WAN21, id=f"wan21_{side}x{side}", channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def fit_patch_manifold(fitted: Tensor, held_out: Tensor, side: int, anchors: int, seed: int = 0) -> ShellManifold:
+    """A manifold of side x side squares, fitted on latents [N, C, T, H, W] and calibrated on others."""
+    tokens = patches(fitted, side).movedim(1, -1).flatten(0, -2)
+    manifold = ShellManifold(fit_anchors(tokens, anchors, seed=seed), patch_space(side), name=f"{side}x{side} patches")
+    manifold.calibration = calibrate(list(manifold.distance(patches(held_out, side))))
+    return manifold
 
 
 def match_quantiles(coder, z: Tensor, c: Calibration, clips: int, strength: float, trust: float) -> Tensor:

@@ -19,11 +19,13 @@ from tqdm import tqdm
 from trainers import latent_data
 from trainers.kernels.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
+from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur
 
 from . import judge, pipeline
 from .captions import VALUES
 from .clips import clip, scene_of, sibling
 from .guidance import Guidance, SigmaTable
+from .pipeline import Hook
 
 BATCH = 8
 # To be raised whenever a job's result changes for another reason than its file's name tells.
@@ -32,18 +34,22 @@ VERSION = 1
 SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
 
 
+DAMAGES = {"nothing": lambda z: z, "half blur": half_blur, "noise": add_noise}
+
+
 @dataclass(frozen=True)
 class Files:
-    """What jobs are done with. table and latents may be missing where no job needs them."""
+    """What jobs are done with. patches (a manifold of 2x2 squares) and table may be missing where no job needs them."""
 
     weights: Path
     judge: Path
     manifold: Path
+    patches: Path
     table: Path
     latents: Path
 
     def digest(self) -> str:
-        """16 hexadecimal digits of everything but the table, which follows from the rest."""
+        """16 hexadecimal digits of everything but patches and table, which follow from the rest."""
         found = hashlib.sha256(str(VERSION).encode())
         for path in (*sorted(self.weights.glob("*.safetensors")), self.judge, self.manifold):
             found.update(path.name.encode() + path.read_bytes())
@@ -52,9 +58,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Job:
-    """Clips start to start + count of a split. guidance: of samples, None without any.
+    """Clips start to start + count of a split. guidance: of samples and of refined latents, None without any.
 
-    kind: renders, reconstructions (renders through the VAE), samples, predictions, or one of SIBLINGS.
+    kind: renders, reconstructions (renders through the VAE), samples, predictions, one of SIBLINGS, or "refined <damage>":
+    latents of renders with a DAMAGE done to them, corrected once by the guidance.
     """
 
     kind: str
@@ -74,6 +81,7 @@ class Worker:
     def __init__(self, files: Files):
         self.world, self.judge = pipeline.load(files.weights), judge.load(files.judge)
         self.manifold = manifolds.load(files.manifold)
+        self.manifolds = {1: self.manifold} | ({2: manifolds.load(files.patches)} if files.patches.exists() else {})
         self.table = SigmaTable.load(files.table) if files.table.exists() else None
         self.latents = files.latents
 
@@ -84,8 +92,12 @@ class Worker:
             return {"distance": self._predictions(index)}
         if job.kind == "samples":
             captions = [scene_of(job.split, i)[1] for i in index]
-            hook = job.guidance and job.guidance.hook(self.manifold, self.table, seed=job.start)
+            hook = self._hook(job)
             z = self.world.sample(captions, list(index), hook)
+            frames, more = self.world.decode(z), {"z": z}
+        elif job.kind.startswith("refined "):
+            z = DAMAGES[job.kind.removeprefix("refined ")](self.world.encode(self._real(job, index)))
+            z = z if job.guidance is None else self._hook(job)(z, 0.5, 0)
             frames, more = self.world.decode(z), {"z": z}
         else:
             frames, more = self._real(job, index), {}
@@ -95,6 +107,11 @@ class Worker:
                 error = ((frames.float() - before.float()) / 255).square().mean(dim=(2, 3, 4))
                 more = {"squared_error": error}
         return more | flatten(self.judge.read(frames))
+
+    def _hook(self, job: Job) -> Hook | None:
+        if job.guidance is None:
+            return None
+        return job.guidance.hook(self.manifolds[job.guidance.patch], self.table, seed=job.start)
 
     def _real(self, job: Job, index: range) -> Tensor:
         if job.kind in SIBLINGS:

@@ -15,17 +15,18 @@ from pathlib import Path
 
 import torch
 
-from trainers import shell_lcc
+from trainers import latent_data, shell_lcc
 from trainers.kernels.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.wan_vae import file_digest
 
 from . import jobs, judge, plots, shell_lcc_rows, stack_rows, weights
-from .guidance import SigmaTable
+from .guidance import SigmaTable, fit_patch_manifold
 from .pipeline import CFG, SHIFT, STEPS, sigmas
 
 HELD_OUT = 0.25
 TABLE_CLIPS = 32
+PATCH_ANCHORS = 1024
 
 
 def fit(files: jobs.Files) -> None:
@@ -36,6 +37,18 @@ def fit(files: jobs.Files) -> None:
     code = shell_lcc.main([str(a) for a in command])
     if code:
         raise SystemExit(code)
+
+
+def fit_patches(files: jobs.Files) -> None:
+    """The manifold of 2x2 squares, on the same clips."""
+    if files.patches.exists():
+        return
+    manifold = manifolds.load(files.manifold)
+    names = set(manifold.provenance["held_out_clips"])
+    sides = {True: [], False: []}
+    for ref in latent_data.list_clips([files.latents], manifold.space):
+        sides[ref.clip_id in names].append(latent_data.read_clip(ref))
+    manifolds.save(fit_patch_manifold(torch.stack(sides[False]), torch.stack(sides[True]), 2, PATCH_ANCHORS), files.patches)
 
 
 def calibrate_predictions(files: jobs.Files, folder: Path, processes: int) -> SigmaTable:
@@ -67,6 +80,10 @@ the VAE's reconstruction of a render of the same scene. The Frechet distance is 
 ("to rec.": to reconstructions of such), in the judge's features and measured figures, each in units of its spread among
 those, less its bias by a jackknife. change: relative length by which the latent differs from the one without guidance.
 """
+REFINED = """## Shell-LCC refinement of damaged latents
+
+Latents of {refine_clips} renders of the same prompts, damaged, then corrected once (trust 20 %).
+"""
 SIGMAS = """The shell of the model's own predictions for held-out latents noised to sigma (of the latents themselves: radius
 {radius:.3f}, band {low:.3f} to {high:.3f}):
 
@@ -74,11 +91,12 @@ SIGMAS = """The shell of the model's own predictions for held-out latents noised
 |---|---|---|"""
 
 
-def compose(figures: dict, stack: list, shell: list, sigma_table: SigmaTable) -> str:
+def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table: SigmaTable) -> str:
     """The report as markdown."""
     psnr = figures["psnr_per_frame"]
     low, high = figures["band"]
     known = figures | {"steps": STEPS, "cfg": CFG, "shift": SHIFT, "psnr": sum(psnr) / len(psnr), "low": low, "high": high}
+    known["refine_clips"] = shell_lcc_rows.REFINE_CLIPS
     known["per_frame"] = ", ".join(f"{v:.1f}" for v in psnr)
     levels = list(zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True))
     parts = [
@@ -91,6 +109,8 @@ def compose(figures: dict, stack: list, shell: list, sigma_table: SigmaTable) ->
         "![what guidance changes](shell_lcc.png)\n",
         "Changes against no guidance, paired by prompt and seed; bold where the interval leaves out zero:\n",
         shell_lcc_rows.change_table(shell) + "\n",
+        REFINED.format_map(known),
+        shell_lcc_rows.refine_table(refined) + "\n",
         SIGMAS.format_map(known),
         *(f"| {s:.3f} | {c.radius:.3f} | {c.band[0]:.3f} to {c.band[1]:.3f} |" for s, c in levels[::3]),
     ]
@@ -118,18 +138,24 @@ def main(argv=None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     latents = args.weights / weights.LATENTS
     manifold_path = out / f"manifold-{file_digest(latents)}.safetensors"
-    files = jobs.Files(args.weights, args.judge, manifold_path, out / "predictions.safetensors", latents)
+    patch_path = manifold_path.with_name(manifold_path.name.replace("manifold", "patches"))
+    files = jobs.Files(args.weights, args.judge, manifold_path, patch_path, out / "predictions.safetensors", latents)
     fit(files)
+    fit_patches(files)
     manifold, reference = manifolds.load(files.manifold), judge.load(files.judge).reference
     sigma_table = calibrate_predictions(files, out / "jobs", args.processes)
     plans = {
         "stack": stack_rows.jobs(args.clips),
         "shell": shell_lcc_rows.jobs(args.clips, not args.headline_only),
+        "refine": shell_lcc_rows.refine_jobs(),
     }
     every = [job for plan in plans.values() for part in plan.values() for job in part]
     results = jobs.run(list(dict.fromkeys(every)), files, out / "jobs", args.processes, "clips")
     stack = stack_rows.rows(results, plans["stack"], reference)
     shell = shell_lcc_rows.rows(results, plans["shell"], manifold, reference)
+    refined = shell_lcc_rows.refine_rows(
+        results, plans["refine"], plans["shell"]["scene"], plans["shell"]["sibling reconstructions"], manifold
+    )
     figures = {
         "clips": args.clips,
         "psnr_per_frame": stack_rows.psnr_per_frame(results, plans["stack"]),
@@ -139,11 +165,12 @@ def main(argv=None) -> int:
         "band": manifold.band,
         "predictions": [[s, c.radius] for s, c in zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True)],
         "shell_lcc": shell_lcc_rows.as_json(shell),
+        "refine": [r | {"figures": {k: [e.mean, e.half] for k, e in r["figures"].items()}} for r in refined],
     }
     plots.stack(stack, out / "stack.png")
     plots.shell_lcc(shell, out / "shell_lcc.png")
     write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
-    write_text(out / "report.md", compose(figures, stack, shell, sigma_table))
+    write_text(out / "report.md", compose(figures, stack, shell, refined, sigma_table))
     print(stack_rows.table(stack), shell_lcc_rows.table(shell), sep="\n\n")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; see {out / 'report.md'}")
     return 0

@@ -15,7 +15,7 @@ from . import judge, statistics
 from .captions import VALUES
 from .clips import scene_of
 from .guidance import Guidance
-from .jobs import Job, as_reading, gather, split_up
+from .jobs import DAMAGES, Job, as_reading, gather, split_up
 from .statistics import Estimate
 
 SPLIT = "unseen"
@@ -28,17 +28,25 @@ HEADLINE = {
     "gradient": Guidance("gradient"),
 }
 SWEEP = {
-    "project, strength 0.25": Guidance("project", 0.25),
     "project, strength 0.5": Guidance("project", 0.5),
     "project, first half": Guidance("project", end=0.5),
     "project, second half": Guidance("project", start=0.5),
-    "minimise, strength 0.25": Guidance("minimise", 0.25),
     "project, sigma's radius": Guidance("project", target="predictions"),
     "band, sigma's band": Guidance("band", target="predictions"),
     "quantiles": Guidance("quantile"),
     "quantiles, sigma's": Guidance("quantile", target="predictions"),
+    "project, 2x2 patches": Guidance("project", patch=2),
+    "minimise, 2x2 patches": Guidance("minimise", patch=2),
 }
 SETTINGS = HEADLINE | SWEEP
+# One correction of latents of real renders that were damaged: what the mechanism can and cannot undo.
+REFINE_SETTINGS = {
+    "none": None,
+    "minimise (released objective)": Guidance("minimise"),
+    "project": Guidance("project"),
+    "band": Guidance("band"),
+}
+REFINE_CLIPS = 32
 # The setting that the node has when it is dropped into a workflow.
 DEFAULT = "project"
 COLUMNS = {
@@ -74,6 +82,49 @@ def jobs(count: int, sweep: bool) -> dict[str, list[Job]]:
     out = {name: split_up("samples", SPLIT, count, guidance) for name, guidance in settings.items()}
     out["scene"] = split_up("reconstructions", SPLIT, count)
     return out | {kind: split_up(kind, SPLIT, count) for kind in TARGETS.values()}
+
+
+def refine_jobs() -> dict[tuple[str, str], list[Job]]:
+    """By damage and setting."""
+    return {
+        (damage, name): split_up(f"refined {damage}", SPLIT, REFINE_CLIPS, guidance)
+        for damage in DAMAGES
+        for name, guidance in REFINE_SETTINGS.items()
+    }
+
+
+def refine_rows(
+    results: dict, plan: dict, scene_jobs: list[Job], target_jobs: list[Job], manifold: ShellManifold
+) -> list[dict]:
+    """One dict a damage and setting: Estimates of what `rows` calls by the same names, and what changed against "none"."""
+    scene = {k: v[:REFINE_CLIPS] for k, v in gather(results, scene_jobs).items()}
+    target = judge.FrechetTarget(gather(results, target_jobs))
+    out = []
+    for (damage, name), part in plan.items():
+        found = gather(results, part)
+        base = gather(results, plan[damage, "none"])
+        mine, before = (frechet_values(x, target) for x in (found, base))
+        d = manifold.distance(found["z"])
+        figures = {
+            "outside": statistics.mean(manifold.outside_band(d).float().mean(dim=(1, 2, 3))),
+            "laplacian": statistics.mean(found["laplacian"] / scene["laplacian"]),
+            "high_frequency": statistics.mean(found["high_frequency"] / scene["high_frequency"]),
+            "frechet_reconstructions": statistics.of_pseudo_values(mine, REFINE_CLIPS),
+            "frechet_change": statistics.of_pseudo_values(mine - before, REFINE_CLIPS),
+        }
+        out.append({"damage": damage, "name": name, "figures": figures})
+    return out
+
+
+def refine_table(found: list[dict]) -> str:
+    """As markdown."""
+    shown = ("outside", "laplacian", "high_frequency", "frechet_reconstructions", "frechet_change")
+    titles = [COLUMNS.get(k, "its change") for k in shown]
+    lines = ["| latent | correction | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(shown)]
+    for row in found:
+        cells = [row["figures"][k].text(2 if "frechet" in k else 3) for k in shown]
+        lines.append(f"| {row['damage']} | {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, reference: dict[str, Tensor]) -> list[Row]:
