@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 KINDS = {
     "shell_lcc": ("a Shell-LCC manifold", "python -m trainers.shell_lcc fit"),
     "latents": ("a shard of encoded latents", "python -m trainers.encode"),
+    "texts": ("embedded prompts", "python -m trainers.prism cache"),
     "prism_head": ("a PRISM head", "python -m trainers.prism train"),
 }
 

@@ -552,7 +552,7 @@ def test_ctrl_c_during_an_anchor_fit(few, out, monkeypatch, capsys):
     def stop(self, done):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shell_lcc_fit._Bar, "reach", stop)
+    monkeypatch.setattr(shell_lcc_fit.Bar, "reach", stop)
     assert shell_lcc.main(["fit", "--latents", few, "--output", str(out)]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(out.parent.iterdir())

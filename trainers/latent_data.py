@@ -63,6 +63,12 @@ def list_clips(paths: Iterable[str | Path], space: LatentSpace | None = None) ->
     return refs
 
 
+def shape_of(ref: ClipRef) -> tuple[int, ...]:
+    """(C, T, h, w) of a clip in a shard, from the header alone."""
+    with _open(ref.path) as f:
+        return tuple(f.get_slice(ref.key).get_shape())
+
+
 def read_clip(ref: ClipRef, pt_state: str = NORMALISED, trust_state: bool = False) -> Tensor:
     """The clip as normalised latents, float32 [C, T, h, w] on the CPU.
 

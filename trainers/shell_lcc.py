@@ -43,17 +43,17 @@ def main(argv=None) -> int:
     try:
         return COMMANDS[args.command].run(args)
     except (ValueError, OSError, ImportError) as e:
-        print(f"error: {_sentence(e)}", file=sys.stderr)
+        print(f"error: {sentence(e)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as e:
-        print(f"error: out of memory ({_sentence(e)[:200]}); fit fewer bases, or give --device cpu", file=sys.stderr)
+        print(f"error: out of memory ({sentence(e)[:200]}); fit fewer bases, or give --device cpu", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print(f"interrupted: {str(e) or 'nothing was written; run the same command again'}", file=sys.stderr)
         return 130
 
 
-def _sentence(e: BaseException) -> str:
+def sentence(e: BaseException) -> str:
     if isinstance(e, OSError) and e.filename is not None and e.strerror:
         return f"{e.filename}: {e.strerror}"
     return " ".join(str(e).split()) or type(e).__name__

@@ -61,12 +61,12 @@ def require_output(path: Path, overwrite: bool, suffix: str = ".safetensors") ->
         raise OSError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
-def provenance(argv: list[str]) -> dict:
+def provenance(argv: list[str], module: str = "trainers.shell_lcc") -> dict:
     """The entries that every file gets. The command keeps file names, but no folders outside the working one."""
     return {
         "created_by": CREATED_BY,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m trainers.shell_lcc", *map(shlex.quote, map(_without_folders, argv))]),
+        "command": " ".join([f"python -m {module}", *map(shlex.quote, map(_without_folders, argv))]),
         "torch": torch.__version__,
     }
 

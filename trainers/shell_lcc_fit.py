@@ -7,7 +7,6 @@ where the paper has 1: at 1 the code nears vector quantisation, and on synthetic
 On several processes BatchNorm normalises by each process' own tokens and keeps the first process' running statistics.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from .kernels.shell_lcc.calibration import calibrate
 from .kernels.shell_lcc.fit_anchors import fit_anchors
 from .kernels.shell_lcc.manifold import ShellManifold, save
 from .kernels.shell_lcc.predictor import Predictor
+from .progress import Bar
 from .shell_lcc_files import add_latents, metrics_rows, provenance, require_output, table
 
 # FAISS calls fewer tokens a centroid too few.
@@ -104,7 +104,7 @@ def _fit_anchors(args, place) -> int:
     require_output(output, args.overwrite)
     gathered = _gather(args, place)
     count = bases_for(len(gathered.tokens), args.num_bases, args.neighbours)
-    with _Bar("k-means, then thickness", 100, "%") as bar:
+    with Bar("k-means, then thickness", 100, "%") as bar:
         coder = fit_anchors(
             gathered.tokens, count, args.neighbours, args.locality, args.seed, lambda share: bar.reach(round(100 * share))
         )
@@ -166,7 +166,7 @@ def _start(gathered: data.Data, settings: training.Settings, place, resume) -> P
 def _finish(args, place, gathered: data.Data, coder, fit: dict) -> int:
     """Calibration, held-out figures, the file and the table."""
     manifold = ShellManifold(coder.to(place.device), gathered.space, name=Path(args.output).stem)
-    with _Bar("measuring", 2 * len(gathered.held), "clip") as bar:
+    with Bar("measuring", 2 * len(gathered.held), "clip") as bar:
         maps = []
         for _, z in gathered.held:
             maps.append(evaluation.score(manifold, z))
@@ -195,7 +195,7 @@ def _finish(args, place, gathered: data.Data, coder, fit: dict) -> int:
 
 
 def _gather(args, place) -> data.Data:
-    with _Bar("reading latents", None, "clip", place.main) as bar:
+    with Bar("reading latents", None, "clip", place.main) as bar:
         return data.gather(args, lambda _: bar.add())
 
 
@@ -207,41 +207,6 @@ def _accelerator(args, place):
     return Accelerator(cpu=place.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
 
 
-class _Bar:
-    """A progress bar on a terminal's main process; without tqdm, or in a log file, nothing."""
-
-    def __init__(self, text: str, total: int | None, unit: str, shown: bool = True):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            self.bar = None
-        else:
-            self.bar = tqdm(desc=text, total=total, unit=unit, disable=not (shown and sys.stderr.isatty()))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
-
-    def add(self, postfix: dict | None = None) -> None:
-        if self.bar is not None:
-            if postfix:
-                self.bar.set_postfix(postfix, refresh=False)
-            self.bar.update(1)
-
-    def reach(self, done: int) -> None:
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.write(text)
-        else:
-            print(text)
-
-
 class _Log:
     """Progress, held-out figures and tensorboard of a predictor fit, on the first process."""
 
@@ -249,7 +214,7 @@ class _Log:
         self.space, self.seed, self.device = gathered.space, args.seed, place.device
         cap = VALIDATION_TOKENS // len(gathered.held)
         self.held = [(clip_id, evaluation.draw_frames(z, cap)) for clip_id, z in gathered.held]
-        self.bar = _Bar("fitting predictor", settings.steps, "step", place.main)
+        self.bar = Bar("fitting predictor", settings.steps, "step", place.main)
         self.writer = None
         if args.report_to == "tensorboard" and place.main:
             try:

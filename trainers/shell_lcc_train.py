@@ -129,7 +129,7 @@ def train(
     coder.to(accelerator.device)
     tokens = tokens.to(accelerator.device)
     run = _Run(accelerator, coder, tokens, settings, state)
-    with _signals() as asked:
+    with signals() as asked:
         try:
             while run.step < settings.steps:
                 losses = run.advance(asked)
@@ -268,7 +268,7 @@ class _Run:
 
 
 @contextmanager
-def _signals():
+def signals():
     """A list that is not empty once Ctrl-C (or the launcher's request to end) came: steps are finished first."""
     asked: list[int] = []
     before = {}

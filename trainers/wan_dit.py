@@ -15,6 +15,7 @@ from torch import Tensor
 from .kernels import formats
 from .kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
 from .wan_dit_keys import of_text_to_video, to_diffusers, without_blocks_after
+from .wan_text_padding import use_bias
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 # What ComfyUI's scaled fp8 files call the factor that a weight is to be multiplied by.
@@ -36,12 +37,16 @@ class WanDit:
     name: str
 
     @torch.no_grad()
-    def features(self, x: Tensor, sigma: Tensor, text: Tensor, taps: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def features(
+        self, x: Tensor, sigma: Tensor, text: Tensor, taps: Sequence[int], bias: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """What a PRISM head reads: visual tokens [B, N, width] after each block of `taps`, embedded text [B, L, width].
 
-        x: noisy latents [B, C, T, H, W], normalised; sigma: [B] in 0..1; text: the encoder's output [B, L, text width].
+        x: noisy latents [B, C, T, H, W], normalised; sigma: [B] in 0..1; text: the encoder's output [B, L, text width],
+        padded with zeros to 512 as Wan has it, or folded: then with the bias that `wan_text_padding.fold` gave.
         """
         m = self.model
+        use_bias(m, bias)
         rotary = m.rope(x)
         hidden = m.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         _, projection, words, _ = m.condition_embedder(1000.0 * sigma, text, None)

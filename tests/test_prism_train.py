@@ -1,0 +1,305 @@
+"""PRISM's data folder and trainer: a head learns what a small backbone's features tell of noisy latents."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("diffusers")
+pytest.importorskip("accelerate")
+
+from trainers import prism, prism_data, prism_fit, prism_train, wan_dit
+from trainers.kernels import formats
+from trainers.kernels.latent_space import WAN21
+from trainers.kernels.prism import files
+from trainers.prism_data import MISSING, PrismDataError, Row
+from trainers.wan_dit_keys import of_text_to_video
+from trainers.wan_text_padding import fold
+
+from .test_wan_dit import CONFIG
+
+PROMPTS, SEEDS = 12, 4
+LEVELS = (0.9, 0.3)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A tiny random transformer as ComfyUI's single file."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(**CONFIG)
+    path = tmp_path_factory.mktemp("backbone") / "wan.safetensors"
+    names = of_text_to_video(4)
+    save_file({names[k]: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
+    return path
+
+
+def make_folder(folder, caught=LEVELS, shape=(16, 2, 4, 4), seed=0):
+    """Runs whose first channel's mean is their quality; ties where two are close. caught: noise levels, or none: clean."""
+    folder.mkdir(parents=True, exist_ok=True)
+    g = torch.Generator().manual_seed(seed)
+    tensors, clips, rows, texts = {}, {}, [], {}
+    for p in range(PROMPTS):
+        texts[f"p{p}"] = torch.randn(3 + p % 4, 24, generator=g)
+        quality = torch.randn(SEEDS, generator=g)
+        for s in range(SEEDS):
+            z = torch.randn(shape, generator=g)
+            z[0] += 2 * quality[s]
+            noise = torch.randn(shape, generator=g)
+            for sigma in caught or (None,):
+                name = f"p{p}-s{s}" + ("" if sigma is None else f"@{sigma}")
+                tensors[name] = z if sigma is None else sigma * noise + (1 - sigma) * z
+                clips[name] = {"run": f"p{p}-s{s}", "prompt": f"p{p}", "sigma": sigma, "source": name, "video": name}
+        for a in range(SEEDS):
+            for b in range(a):
+                gap = float(quality[a] - quality[b])
+                outcome = {"look": 0 if abs(gap) < 0.15 else (1 if gap > 0 else -1)}
+                if (a + b) % 2:
+                    outcome["other"] = 1 if gap < 0 else -1
+                rows.append(Row(f"p{p}", f"p{p}-s{a}", f"p{p}-s{b}", outcome))
+    header = formats.Header("latents", WAN21, {"state": "normalised", "settings": {}, "clips": clips, "videos": {}}, {}, {})
+    formats.write(folder / "latents-0.safetensors", tensors, header)
+    prism_data.write_texts(folder, texts, WAN21, {})
+    prism_data.write_rows(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data") / "prefs")
+
+
+def train(folder, backbone, out, *more, steps=120):
+    argv = ["train", "--data", folder, "--backbone", backbone, "--output", out, "--taps", 2, "--dim", 32, "--heads", 4,
+            "--layers", 2, "--max_train_steps", steps, "--learning_rate", 3e-3, "--lr_warmup_steps", 5, "--held_out", 0.4,
+            "--validation_steps", 0, "--device", "cpu"]  # fmt: skip
+    return prism.main([str(a) for a in (*argv, *more)])
+
+
+@pytest.fixture(scope="module")
+def trained(folder, backbone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("head") / "head.safetensors"
+    assert train(folder, backbone, out) == 0
+    return out
+
+
+class TestData:
+    def test_a_folder_comes_back_as_it_went(self, folder):
+        data = prism_data.load(folder)
+        assert len(data.runs) == PROMPTS * SEEDS
+        assert data.levels() == list(LEVELS)
+        assert data.dimensions == ("look", "other")
+        assert len(data.rows) == PROMPTS * 6
+        outcome = data.outcomes(data.rows)
+        assert set(outcome[:, 0].tolist()) == {-1, 0, 1}
+        assert set(outcome[:, 1].tolist()) == {-1, 1, MISSING}
+
+    def test_a_pair_shares_its_noise_and_its_level(self, tmp_path):
+        data = prism_data.load(make_folder(tmp_path / "clean", caught=None))
+        row = data.rows[0]
+        batch = prism_data.draw(data, [row], 0.75, torch.Generator().manual_seed(3))
+        a, b = (data.state(r, None) for r in (row.a, row.b))
+        torch.testing.assert_close(batch.x[0] - batch.x[1], 0.25 * (a - b), atol=1e-5, rtol=1e-4)
+        noise = (batch.x[0] - 0.25 * a) / 0.75
+        assert abs(noise.std() - 1) < 0.15
+        drawn = [prism_data.draw(data, [row], None, torch.Generator().manual_seed(i)).sigma for i in range(40)]
+        assert all(float(s[0]) == float(s[1]) for s in drawn)
+        assert 0.3 < torch.stack(drawn).mean() < 0.7
+
+    def test_caught_states_are_taken_as_they_are(self, folder):
+        data = prism_data.load(folder)
+        row = data.rows[0]
+        batch = prism_data.draw(data, [row], 0.9, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(batch.x[0], data.state(row.a, 0.9))
+        with pytest.raises(PrismDataError, match="no latents at sigma 0.5"):
+            prism_data.draw(data, [row], 0.5, torch.Generator())
+
+    def test_splits_share_no_prompt(self, folder):
+        data = prism_data.load(folder)
+        parts = prism_fit.held_out_halves(data, 0.4, 0)
+        prompts = [{r.prompt for r in part} for part in parts]
+        assert sum(map(len, parts)) == len(data.rows)
+        assert all(not (prompts[i] & prompts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda f: (f / "texts.safetensors").unlink(), "no texts.safetensors in it"),
+            (lambda f: (f / "latents-0.safetensors").unlink(), "no latents-"),
+            (
+                lambda f: (f / "pairs.jsonl").write_text('{"prompt": "p0", "a": "x", "b": "p0-s1", "outcome": {"look": 1}}'),
+                "'x'",
+            ),
+            (lambda f: (f / "pairs.jsonl").write_text('{"prompt": "q", "a": "p0-s0", "b": "p0-s1", "outcome": {}}'), "'q'"),
+            (
+                lambda f: (f / "pairs.jsonl").write_text('{"prompt": "p0", "a": "p0-s0", "b": "p0-s1", "outcome": {"l": 2}}'),
+                "line 1",
+            ),
+            (lambda f: (f / "pairs.jsonl").write_text("nonsense"), "line 1"),
+            (lambda f: (f / "pairs.jsonl").write_text(""), "no pair in it"),
+        ],
+    )
+    def test_broken_folders_are_named(self, tmp_path, spoil, message):
+        folder = make_folder(tmp_path / "prefs")
+        spoil(folder)
+        with pytest.raises(PrismDataError, match=message):
+            prism_data.load(folder)
+
+    def test_latents_of_two_sizes_make_no_pair(self, tmp_path):
+        folder = make_folder(tmp_path / "prefs")
+        state = load_file(folder / "latents-0.safetensors")
+        state["p0-s0@0.9"] = torch.randn(16, 2, 4, 6)
+        formats.write(
+            folder / "latents-0.safetensors", state, formats.read_header(folder / "latents-0.safetensors", "latents")
+        )
+        data = prism_data.load(folder)
+        row = next(r for r in data.rows if "p0-s0" in (r.a, r.b))
+        with pytest.raises(PrismDataError, match="encode both to one size"):
+            prism_data.draw(data, [row], 0.9, torch.Generator())
+
+
+class TestTraining:
+    def test_a_head_learns_and_its_file_says_how_well(self, trained):
+        loaded = files.load(trained)
+        found = {(r["dimension"], r["sigma"]): r for r in loaded.metrics["accuracy"]}
+        assert found["look", 0.3]["without_ties"] > 0.85
+        assert found["other", 0.3]["without_ties"] > 0.85
+        # There is less to see in noise.
+        assert found["look", 0.9]["without_ties"] < found["look", 0.3]["without_ties"] + 0.05
+        assert loaded.sigmas == (0.3, 0.9)
+        assert loaded.threshold["look"] >= 0
+        assert loaded.backbone.depth == 4
+        assert loaded.provenance["command"].startswith("python -m trainers.prism train")
+
+    def test_eval_gives_the_trainers_figures(self, trained, folder, backbone, tmp_path):
+        argv = [
+            "eval",
+            "--head",
+            trained,
+            "--data",
+            folder,
+            "--backbone",
+            backbone,
+            "--json",
+            tmp_path / "e.json",
+            "--device",
+            "cpu",
+        ]
+        assert prism.main([str(a) for a in argv]) == 0
+        found = json.loads((tmp_path / "e.json").read_text())
+        assert found["pairs"] == PROMPTS * 6
+        assert {r["sigma"] for r in found["table"]} == set(LEVELS)
+        assert all(r["without_ties"] > 0.6 for r in found["table"] if r["sigma"] == 0.3)
+        assert found["thresholds"] == files.load(trained).threshold
+
+    def test_a_score_depends_neither_on_the_batch_nor_on_its_neighbours(self, trained, folder, backbone):
+        loaded, data = files.load(trained), prism_data.load(folder)
+        scorer = prism_train.Scorer(wan_dit.load(backbone, 2), loaded.head)
+        one, many = (prism_train.differences(scorer, data, data.rows[:9], 0.3, batch) for batch in (1, 4))
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+
+    def test_folded_padding_is_padding_to_512(self, folder, backbone):
+        data, dit = prism_data.load(folder), wan_dit.load(backbone, 2)
+        words = [data.texts["p0"], data.texts["p3"]]
+        text, bias, mask = fold(words)
+        whole = torch.zeros(2, 512, 24)
+        for i, w in enumerate(words):
+            whole[i, : len(w)] = w
+        x, sigma = torch.randn(2, 16, 2, 4, 4), torch.tensor([0.2, 0.8])
+        folded, embedded = dit.features(x, sigma, text, (2,), bias)
+        plain, all_embedded = dit.features(x, sigma, whole, (2,))
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(embedded[0][mask[0]], all_embedded[0, : len(words[0])])
+
+    def test_resuming_ends_with_the_unbroken_runs_tensors(self, folder, backbone, tmp_path):
+        assert train(folder, backbone, tmp_path / "whole.safetensors", steps=12) == 0
+        out = tmp_path / "parts.safetensors"
+        work = ("--output_dir", tmp_path / "work", "--checkpointing_steps", 5)
+        calls = []
+
+        def stop(step, figures):
+            calls.append(step)
+            if step == 7:
+                raise KeyboardInterrupt
+
+        original = prism_train.train
+        try:
+            prism_train.train = lambda *a, **k: original(*a[:7], stop)
+            assert train(folder, backbone, out, *work, steps=12) == 130
+        finally:
+            prism_train.train = original
+        assert not out.exists()
+        assert train(folder, backbone, out, *work, "--resume_from_checkpoint", "latest", steps=12) == 0
+        whole, parts = load_file(tmp_path / "whole.safetensors"), load_file(out)
+        assert whole.keys() == parts.keys()
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=0, msg=name)
+
+    def test_the_backbone_gets_no_gradient_and_does_not_change(self, folder, backbone):
+        data, dit = prism_data.load(folder), wan_dit.load(backbone, 2)
+        head = files.PrismHead(files.HeadConfig(128, dim=32, heads=4, taps=(2,), dimensions=data.dimensions))
+        batch = prism_data.draw(data, data.rows[:3], None, torch.Generator().manual_seed(0))
+        scorer = prism_train.Scorer(dit, head)
+        prism_train.loss_of(scorer(batch.x, batch.sigma, batch.words), batch.outcome, 5.0).backward()
+        assert all(p.grad is None for p in dit.model.parameters())
+        assert all(p.grad is not None for p in head.parameters())
+        assert not any(name.startswith("dit") for name, _ in scorer.named_parameters())
+
+    def test_missing_outcomes_do_not_count(self):
+        scores = torch.randn(4, 2, requires_grad=True)
+        outcome = torch.tensor([[1, MISSING], [MISSING, MISSING]])
+        (g,) = torch.autograd.grad(prism_train.loss_of(scores, outcome, 5.0), scores)
+        assert (g != 0).nonzero().tolist() == [[0, 0], [2, 0]]
+
+    def test_batches_follow_from_seed_step_and_process(self, folder):
+        data = prism_data.load(folder)
+        groups = prism_data.by_shape(data, data.rows)
+        settings = prism_train.Settings(1, 4, 1, 1e-3, 0, 0, 1, 5, "no", 0)
+        first, again, other = (prism_train.batch_of(data, groups, settings, *at) for at in ((3, 0), (3, 0), (3, 1)))
+        assert torch.equal(first.x, again.x)
+        assert not torch.equal(first.x, other.x)
+
+
+class TestRefusals:
+    def refused(self, capsys, *argv):
+        assert prism.main([str(a) for a in argv]) == 2
+        return capsys.readouterr().err
+
+    def test_bad_arguments(self, folder, backbone, tmp_path, capsys):
+        out = tmp_path / "head.safetensors"
+        base = ("train", "--data", folder, "--backbone", backbone, "--output", out)
+        assert "block 11 cannot be tapped" in self.refused(capsys, *base)
+        assert "--learning_rate" in self.refused(capsys, *base, "--learning_rate", 0)
+        assert "noise levels" in self.refused(capsys, *base, "--levels", 999)
+        assert "do not divide" in self.refused(capsys, *base, "--taps", 2, "--dim", 30, "--heads", 4)
+        assert "no pairs.jsonl" in self.refused(capsys, "train", "--data", tmp_path, *base[3:]).replace(
+            "no texts.safetensors", "no pairs.jsonl"
+        )
+        assert not out.exists()
+
+    def test_a_dimension_of_ties_alone(self, backbone, tmp_path, capsys):
+        folder = make_folder(tmp_path / "prefs")
+        rows = prism_data.load(folder).rows
+        prism_data.write_rows(folder, [Row(r.prompt, r.a, r.b, {"look": 0}) for r in rows])
+        out = tmp_path / "head.safetensors"
+        said = self.refused(capsys, "train", "--data", folder, "--backbone", backbone, "--output", out, "--taps", 2)
+        assert "'look' every training pair is a tie" in said
+
+    def test_other_weights_and_other_architectures(self, trained, folder, tmp_path, capsys):
+        from diffusers import WanTransformer3DModel
+
+        torch.manual_seed(9)
+        other = WanTransformer3DModel(**CONFIG)
+        other.save_pretrained(tmp_path / "same")
+        said = self.refused(
+            capsys, "eval", "--head", trained, "--data", folder, "--backbone", tmp_path / "same", "--device", "cpu"
+        )
+        assert "other weights than" in said
+        WanTransformer3DModel(**CONFIG | {"num_layers": 5}).save_pretrained(tmp_path / "deeper")
+        said = self.refused(
+            capsys, "eval", "--head", trained, "--data", folder, "--backbone", tmp_path / "deeper", "--device", "cpu"
+        )
+        assert "was trained on wan, 4 blocks" in said
+        assert "5 blocks" in said

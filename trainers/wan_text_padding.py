@@ -1,0 +1,43 @@
+"""Wan's zero padding of texts as one token: the same attention to rounding, at the cost of the words alone.
+
+Wan attends to the zeros after a text, hundreds of them and all alike. One zero token with the logarithm of their number
+added to its attention logit stands for all.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+LENGTH = 512
+
+
+def fold(words: list[Tensor], length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts [L_i, D] -> (text [B, max L + 1, D] with zeros behind, bias [B, 1, 1, max L + 1], mask bool [B, max L + 1]).
+
+    bias is added to cross-attention logits; mask is True at words. Texts of `length` tokens or more are cut there.
+    """
+    words = [w[:length] for w in words]
+    longest = max(len(w) for w in words)
+    text = torch.zeros(len(words), longest + 1, words[0].shape[1], dtype=words[0].dtype, device=words[0].device)
+    bias = torch.full((len(words), 1, 1, longest + 1), -math.inf, device=text.device)
+    for i, w in enumerate(words):
+        text[i, : len(w)] = w
+        bias[i, ..., : len(w)] = 0.0
+        if length > len(w):
+            bias[i, ..., -1] = math.log(length - len(w))
+    mask = torch.arange(longest + 1, device=text.device) < torch.tensor([[len(w)] for w in words], device=text.device)
+    return text, bias, mask
+
+
+def use_bias(dit: torch.nn.Module, bias: Tensor | None) -> None:
+    """From now on `dit`, diffusers' WanTransformer3DModel, adds `bias` to its cross-attention logits; None: nothing."""
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    class FoldedPadding(WanAttnProcessor):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, bias.to(hidden_states.dtype), rotary_emb)
+
+    processor = WanAttnProcessor() if bias is None else FoldedPadding()
+    for block in dit.blocks:
+        block.attn2.set_processor(processor)
