@@ -11,6 +11,7 @@ from benchmarks.toy_world import captions, corruptions, export, judge, pipeline,
 from benchmarks.toy_world.captions import Attributes
 from benchmarks.toy_world.clips import as_frames, as_video, clip, clips, scene_of
 from trainers.kernels.latent_space import WAN21
+from trainers.wan_text_padding import use_bias
 
 
 def scene(move="orbit", speed="slow", shape="cube"):
@@ -216,14 +217,10 @@ def test_the_hook_sees_x0_and_steers_it(world):
 
 
 def test_folded_padding_is_padding_to_512(world):
-    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-
     x, time = pipeline.initial_noise([3]), torch.tensor([500.0])
     text = ["the green cone, brick room, slow dolly in"]
-    pipeline.fold_padding(world.dit, text_encoder.TOKENS)
-    folded = world.dit(x, time, world.text.encode(text, text_encoder.TOKENS + 1), return_dict=False)[0]
-    for block in world.dit.blocks:
-        block.attn2.set_processor(WanAttnProcessor())
+    folded = world.denoiser(text, cfg=1.0).velocity(x, 0.5)
+    use_bias(world.dit, None)
     whole = world.dit(x, time, world.text.encode(text), return_dict=False)[0]
     assert (folded - whole).norm() / whole.norm() < 1e-4
 
@@ -250,8 +247,7 @@ def test_both_exports_are_the_same_models(world, tmp_path):
     dit = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers/transformer")
     x, time, text = pipeline.initial_noise([0]), torch.tensor([700.0]), ["a red ball, tile room, fast orbit"]
     embedded = world.text.encode(text)
-    pipeline.fold_padding(world.dit, text_encoder.TOKENS)
-    ours = world.dit(x, time, world.text.encode(text, text_encoder.TOKENS + 1), return_dict=False)[0]
+    ours = world.denoiser(text, cfg=1.0).velocity(x, 0.7)
     theirs = dit(x, time, embedded, return_dict=False)[0]
     assert (ours - theirs).norm() / theirs.norm() < 1e-4
     vae = AutoencoderKLWan.from_pretrained(tmp_path / "diffusers/vae")

@@ -8,6 +8,7 @@ as JSON bytes in `tiny_umt5_config`, because ComfyUI knows the sizes of umt5-xxl
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,11 @@ class TextEncoder:
         mask = (torch.arange(longest) < torch.tensor([[len(i)] for i in ids])).long()
         hidden = self.model(input_ids=padded, attention_mask=mask).last_hidden_state * mask[..., None]
         return torch.nn.functional.pad(hidden, (0, 0, 0, length - longest))
+
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        """One float32 [tokens, 256] a text, without padding."""
+        encoded = self.encode(list(texts))
+        return [e[: min(LENGTH, len(self.tokens(t)))] for e, t in zip(encoded, texts, strict=True)]
 
 
 def clean(text: str) -> str:

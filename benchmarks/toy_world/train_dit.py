@@ -9,6 +9,7 @@ Every --validation_steps it samples clips and has the judge read them.
 
 import argparse
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from trainers.kernels.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
+from trainers.wan_text_padding import use_bias
 from trainers.wan_vae import file_digest
 
 from . import judge, text_encoder, weights
 from .captions import VALUES, caption
 from .clips import as_video, clip, scene_of
-from .pipeline import ToyWorld, fold_padding
-from .text_encoder import TOKENS
+from .pipeline import ToyWorld
+from .text_encoder import LENGTH, TOKENS
 from .weights import write_torch
 
 PART = 50
@@ -98,7 +100,10 @@ def train(args: argparse.Namespace) -> bool:
         f"{len(latents)} latents, mean {latents.mean():.3f}, std {latents.std():.3f}; step {first} of {args.max_train_steps}"
     )
     started, running = time.monotonic(), 0.0
-    fold_padding(dit, TOKENS)
+    # Every text has TOKENS positions here; one more stands for the rest of the padding.
+    bias = torch.zeros(1, 1, 1, TOKENS + 1)
+    bias[..., -1] = math.log(LENGTH - TOKENS)
+    use_bias(dit, bias)
     for step in range(first, args.max_train_steps):
         i = torch.randint(0, len(latents), (args.train_batch_size,), generator=generator)
         drop = torch.rand(len(i), generator=generator) < DROPOUT
