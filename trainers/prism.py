@@ -1,6 +1,8 @@
-"""PRISM heads: trained on preferences between latents, and measured by noise level.
+"""PRISM heads: runs collected and labelled, heads trained on the preferences between them and measured by noise level.
 
-    python -m trainers.prism train --data preferences/ --backbone wan2.1_t2v_1.3B_bf16.safetensors --output head.safetensors
+    python -m trainers.prism collect --backbone wan2.1_t2v_1.3B_bf16.safetensors --texts prompts.safetensors --output runs/
+    python -m trainers.prism label --data runs/ --scores scores.jsonl
+    python -m trainers.prism train --data runs/ --backbone wan2.1_t2v_1.3B_bf16.safetensors --output head.safetensors
     python -m trainers.prism eval --head head.safetensors --data other/ --backbone wan2.1_t2v_1.3B_bf16.safetensors
 
 The exit code is 0 when all went well, 2 when an argument or a file cannot be used, 130 after Ctrl-C.
@@ -11,10 +13,10 @@ import sys
 
 import torch
 
-from . import prism_eval, prism_fit
+from . import prism_collect, prism_eval, prism_fit, prism_label
 from .shell_lcc import sentence
 
-COMMANDS = {"train": prism_fit, "eval": prism_eval}
+COMMANDS = {"collect": prism_collect, "label": prism_label, "train": prism_fit, "eval": prism_eval}
 
 
 def parse(argv=None) -> argparse.Namespace:

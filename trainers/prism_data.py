@@ -101,6 +101,16 @@ def load(folder: str | Path) -> PreferenceData:
     return PreferenceData(ref.space, dict(runs), {k: v.float() for k, v in texts.items()}, rows, dimensions)
 
 
+def runs_of(folder: str | Path) -> dict[str, list[str]]:
+    """{prompt: its runs} of a folder's shards, whether or not anything was preferred yet. Raises PrismDataError."""
+    found = defaultdict(set)
+    for ref in latent_data.list_clips(sorted(Path(folder).glob("latents-*.safetensors")) or [folder]):
+        if "run" not in (ref.entry or {}):
+            raise PrismDataError(f"{ref.path}: its clip '{ref.clip_id}' says of no run that it belongs to")
+        found[ref.entry["prompt"]].add(ref.entry["run"])
+    return {prompt: sorted(runs) for prompt, runs in sorted(found.items())}
+
+
 def write_texts(folder: Path, texts: Mapping[str, Tensor], space: LatentSpace, provenance: dict) -> None:
     """Texts [words, width], fp16. Raises OSError."""
     state = {k: v.half() for k, v in texts.items()}

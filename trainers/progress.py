@@ -26,6 +26,11 @@ class Bar:
         if self.bar is not None:
             self.reach(self.bar.n + 1, postfix)
 
+    def add_many(self, count: int) -> None:
+        """`count` units more."""
+        if self.bar is not None:
+            self.bar.update(count)
+
     def reach(self, done: int, postfix: dict | None = None) -> None:
         """`done` units in all; postfix: what stands behind the bar."""
         if self.bar is not None:

@@ -1,0 +1,112 @@
+"""Collected runs are ordinary runs, caught on their way; labels make pairs of them."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from trainers import prism, prism_collect, prism_data, prism_label, wan_dit, wan_sampling
+from trainers.kernels import formats
+from trainers.kernels.latent_space import WAN21
+
+from .test_prism_train import backbone, train  # noqa: F401 (a fixture)
+
+SIZE = ("--width", 64, "--height", 32, "--frames", 5, "--steps", 6, "--shift", 3, "--cfg", 3)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    found = {name: torch.randn(n, 24, generator=g) for name, n in (("cat", 3), ("dog", 5), ("bad", 2))}
+    formats.write(tmp_path / "t.safetensors", found, formats.Header("texts", WAN21))
+    return tmp_path / "t.safetensors"
+
+
+def collect(backbone, texts, out, *more):  # noqa: F811
+    argv = ["collect", "--backbone", backbone, "--texts", texts, "--output", out, "--negative", "bad", "--seeds", 3,
+            "--seed", 5, "--levels", 0.95, 0.8, "--device", "cpu", *SIZE, *more]  # fmt: skip
+    return prism.main([str(a) for a in argv])
+
+
+def test_a_run_is_the_plain_run_of_its_seed(backbone, texts, tmp_path):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "runs", "--batch", 2) == 0
+    assert prism_data.runs_of(tmp_path / "runs") == {"cat": ["cat-5", "cat-6", "cat-7"], "dog": ["dog-5", "dog-6", "dog-7"]}
+    words, _ = formats.read(texts, "texts")
+    dit = wan_dit.load(backbone)
+    path = wan_sampling.sigmas(6, 3.0).tolist()
+    denoiser = wan_sampling.Denoiser(dit.model, [words["dog"]], words["bad"], 3.0)
+    seen = []
+    z = wan_sampling.euler(denoiser, wan_sampling.noise((16, 2, 4, 8), [6]), path, watch=lambda x, s, i: seen.append(x))
+    prism_data.write_rows(tmp_path / "runs", [prism_data.Row("dog", "dog-6", "dog-5", {"look": 1})])
+    data = prism_data.load(tmp_path / "runs")
+    kept = prism_collect.steps_of(path, (0.95, 0.8))
+    assert data.levels() == pytest.approx(sorted(kept.values(), reverse=True), abs=1e-5)
+    torch.testing.assert_close(data.state("dog-6", None), z[0], rtol=2e-3, atol=2e-3)
+    for step, sigma in kept.items():
+        torch.testing.assert_close(data.state("dog-6", round(sigma, 6)), seen[step][0], rtol=2e-3, atol=2e-3)
+
+
+def test_a_cut_off_collection_goes_on(backbone, texts, tmp_path):  # noqa: F811
+    out = tmp_path / "runs"
+    assert collect(backbone, texts, out) == 0
+    shards = sorted(out.glob("latents-*"))
+    kept = shards[0].stat().st_mtime_ns
+    shards[1].unlink()
+    assert collect(backbone, texts, out) == 0
+    assert sorted(out.glob("latents-*")) == shards
+    assert shards[0].stat().st_mtime_ns == kept
+
+
+def test_other_settings_are_refused(backbone, texts, tmp_path, capsys):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "runs") == 0
+    assert collect(backbone, texts, tmp_path / "runs", "--cfg", 5) == 2
+    assert "made with another cfg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--frames", 6), "4n+1"),
+        (("--seeds", 0), "--seeds"),
+        (("--negative", "no"), "no text 'no'"),
+        (("--shift", 0), "--shift"),
+    ],
+)
+def test_bad_arguments(backbone, texts, tmp_path, capsys, more, message):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "runs", *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_scores_become_pairs_and_a_head_is_trained_on_them(backbone, texts, tmp_path):  # noqa: F811
+    out = tmp_path / "runs"
+    assert collect(backbone, texts, out) == 0
+    scores = {f"{p}-{s}": {"look": 0.1 * s + (p == "cat"), "calm": 1.0} for p in ("cat", "dog") for s in (5, 6, 7)}
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps({"run": r, "scores": v}) + "\n" for r, v in scores.items()))
+    argv = ["label", "--data", str(out), "--scores", str(tmp_path / "s.jsonl"), "--tie", "0.15"]
+    assert prism.main(argv) == 0
+    rows = prism_data.load(out).rows
+    assert len(rows) == 6
+    assert {(r.a, r.b): r.outcome["look"] for r in rows if r.prompt == "cat"} == {
+        ("cat-5", "cat-6"): 0, ("cat-5", "cat-7"): -1, ("cat-6", "cat-7"): 0,
+    }  # fmt: skip
+    assert all(r.outcome["calm"] == 0 for r in rows)
+    prism_data.write_rows(out, [prism_data.Row(r.prompt, r.a, r.b, {"look": r.outcome["look"]}) for r in rows])
+    assert train(out, backbone, tmp_path / "head.safetensors", steps=2) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"run": "x", "scores": {"l": 1}}', "does not hold, such as 'x'"), ('{"run": "x"}', "line 1: KeyError"),
+     ('{"run": "cat-5", "scores": {"l": "nan"}}', "a score is NaN"), ('{"run": "cat-5", "scores": {"l": 1}}', "no two runs")],
+)  # fmt: skip
+def test_bad_scores_are_named(backbone, texts, tmp_path, capsys, text, message):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "runs") == 0
+    (tmp_path / "s.jsonl").write_text(text + "\n")
+    assert prism.main(["label", "--data", str(tmp_path / "runs"), "--scores", str(tmp_path / "s.jsonl")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_need_a_common_dimension():
+    assert prism_label.rows_of({"a": "p", "b": "p"}, {"a": {"x": 1.0}, "b": {"y": 1.0}}, 0.0) == []
