@@ -2,14 +2,35 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import encode_clips, shell_lcc_files, shell_lcc_fit, shell_lcc_guidance, shell_lcc_refine, shell_lcc_score
+from . import (
+    encode_clips,
+    prism_files,
+    prism_score,
+    select_top_k,
+    shell_lcc_files,
+    shell_lcc_fit,
+    shell_lcc_guidance,
+    shell_lcc_refine,
+    shell_lcc_score,
+)
 
-MODULES = (shell_lcc_files, shell_lcc_guidance, shell_lcc_score, shell_lcc_refine, shell_lcc_fit, encode_clips)
+MODULES = (
+    shell_lcc_files,
+    shell_lcc_guidance,
+    shell_lcc_score,
+    shell_lcc_refine,
+    shell_lcc_fit,
+    encode_clips,
+    prism_files,
+    prism_score,
+    select_top_k,
+)
 
 
 class IntrinsicRewardExtension(ComfyExtension):
     async def on_load(self) -> None:
         shell_lcc_files.register_folder()
+        prism_files.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in MODULES for node in module.NODES]

@@ -1,6 +1,6 @@
-"""Trains the toy world's diffusion transformer by flow matching on latents of captioned renders; one CPU core.
+"""Trains the toy world's diffusion transformer by flow matching on latents of captioned renders.
 
-    python -m benchmarks.toy_world.train_dit --vae outputs/toy_world/toy_wan_vae.safetensors
+    python -m benchmarks.toy_world.train_dit --vae outputs/toy_world/toy_wan_vae.safetensors --processes 2
 
 First encodes the renders with the VAE (resumable, --clips of them), then trains; both may be cut off at any time and go on
 with the same command. Writes toy_wan_t2v.safetensors: the moving average of the weights, original Wan 2.1 layout, fp16.
@@ -66,23 +66,33 @@ def make_optimiser(dit, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(grouped, lr=learning_rate, betas=(0.9, 0.98))
 
 
-def flow_loss(dit, z: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the velocity at logit-normal noise levels. z: [B, 16, 5, 8, 8]; text: [B, L, 256]."""
-    sigma = torch.randn(len(z), generator=generator).sigmoid()
-    noise = torch.randn(z.shape, generator=generator)
+def flow_loss(dit, z: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the velocity. z, noise: [B, 16, 5, 8, 8]; text: [B, L, 256]; sigma: [B]."""
     s = sigma.view(-1, 1, 1, 1, 1)
     v = dit(s * noise + (1 - s) * z, 1000 * sigma, text, return_dict=False)[0]
     return (v - (noise - z)).square().mean()
 
 
-def train(args: argparse.Namespace) -> bool:
-    """Returns whether the last step was reached."""
+def average_gradients(parameters: list[Tensor], processes: int) -> None:
+    """Over all processes, by way of one flat tensor: hundreds of small exchanges would cost more than the step."""
+    if processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    for p, g in zip(parameters, (flat / processes).split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(g.view_as(p))
+
+
+def train(rank: int, args: argparse.Namespace) -> None:
+    """One of args.processes: all draw the same batch, each takes its share; the first one writes and validates."""
+    torch.set_num_threads(1)
     folder = Path(args.output_dir)
+    if args.processes > 1:
+        where = f"file://{(folder / '.processes').resolve()}"
+        torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=args.processes)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     text_path = folder / weights.TEXT
-    if not text_path.exists():
-        text_encoder.save(text_path)
     world = ToyWorld(weights.new_dit(weights.dit_config()), weights.load_vae(args.vae), text_encoder.load(text_path))
     latents = encode_clips(world.vae, folder / "latents", args.clips, file_digest(Path(args.vae)))
     attributes = [scene_of("train", i)[0].attributes for i in range(args.clips)]
@@ -96,9 +106,9 @@ def train(args: argparse.Namespace) -> bool:
         optimiser.load_state_dict(state["optimiser"])
         generator.set_state(state["generator"])
         first = state["step"]
-    print(
-        f"{len(latents)} latents, mean {latents.mean():.3f}, std {latents.std():.3f}; step {first} of {args.max_train_steps}"
-    )
+    if rank == 0:
+        print(f"{len(latents)} latents, std {latents.std():.3f}; step {first} of {args.max_train_steps}", flush=True)
+    share = slice(rank, None, args.processes)
     started, running = time.monotonic(), 0.0
     # Every text has TOKENS positions here; one more stands for the rest of the padding.
     bias = torch.zeros(1, 1, 1, TOKENS + 1)
@@ -108,9 +118,13 @@ def train(args: argparse.Namespace) -> bool:
         i = torch.randint(0, len(latents), (args.train_batch_size,), generator=generator)
         drop = torch.rand(len(i), generator=generator) < DROPOUT
         texts = ["" if d else caption(attributes[j], generator) for j, d in zip(i.tolist(), drop.tolist(), strict=True)]
-        loss = flow_loss(dit, latents[i], world.text.encode(texts, TOKENS + 1), generator)
+        sigma = torch.randn(len(i), generator=generator).sigmoid()
+        noise = torch.randn((len(i), *latents.shape[1:]), generator=generator)
+        text = world.text.encode(texts[share], TOKENS + 1)
+        loss = flow_loss(dit, latents[i[share]], text, sigma[share], noise[share])
         dit.zero_grad()
         loss.backward()
+        average_gradients(list(dit.parameters()), args.processes)
         torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
         for group in optimiser.param_groups:
             group["lr"] = args.learning_rate * schedule(step, args.max_train_steps)
@@ -122,7 +136,9 @@ def train(args: argparse.Namespace) -> bool:
             torch._foreach_lerp_(list(ema.parameters()), list(dit.parameters()), 1 - keep)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
         spent = (time.monotonic() - started) / 60
-        stop = args.minutes is not None and spent >= args.minutes
+        stop = args.processes == 1 and args.minutes is not None and spent >= args.minutes
+        if rank > 0:
+            continue
         if done % 50 == 0:
             print(f"step {done} {spent:.1f} min loss {running:.4f}", flush=True)
         if done % args.validation_steps == 0 or done == args.max_train_steps or stop:
@@ -133,8 +149,7 @@ def train(args: argparse.Namespace) -> bool:
             if Path(args.judge).exists():
                 print(f"step {done} read right:", validate(ToyWorld(ema, world.vae, world.text), args.judge), flush=True)
         if stop:
-            return done == args.max_train_steps
-    return True
+            return
 
 
 def validate(world: ToyWorld, path: str | Path, count: int = 24, split: str = "test") -> dict[str, float]:
@@ -160,11 +175,22 @@ def main(argv=None) -> int:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--validation_steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on from there")
+    parser.add_argument("--processes", type=int, default=1, help="of one thread each; the outcome is the same to rounding")
+    parser.add_argument("--minutes", type=float, help="stop after so long (one process); the same command goes on from there")
     args = parser.parse_args(argv)
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.train_batch_size % args.processes:
+        parser.error(f"--train_batch_size {args.train_batch_size} cannot be shared by {args.processes} processes")
     torch.set_num_threads(1)
-    train(args)
+    encode_clips(weights.load_vae(args.vae), folder / "latents", args.clips, file_digest(Path(args.vae)))
+    if not (folder / weights.TEXT).exists():
+        text_encoder.save(folder / weights.TEXT)
+    if args.processes == 1:
+        train(0, args)
+    else:
+        (folder / ".processes").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(train, (args,), args.processes)
     return 0
 
 

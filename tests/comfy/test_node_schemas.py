@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 # The options of these are files and folders of the user.
-OPEN_COMBOS = {"IntrinsicReward_LoadShellLCC": {"file"}, "IntrinsicReward_EncodeClips": {"folder"}}
+OPEN_COMBOS = {
+    "IntrinsicReward_LoadShellLCC": {"file"},
+    "IntrinsicReward_LoadPrism": {"file"},
+    "IntrinsicReward_EncodeClips": {"folder"},
+}
 
 
 def own_nodes(comfy):
@@ -63,8 +67,8 @@ def test_snapshot_is_current(contracts, snapshot):
     assert contracts == snapshot, f"after an intended change delete {SNAPSHOT.name} and run this test to write it anew"
 
 
-def test_there_are_seven_nodes(comfy):
-    assert len(own_nodes(comfy)) == 7
+def test_there_are_ten_nodes(comfy):
+    assert len(own_nodes(comfy)) == 10
 
 
 def test_execute_takes_the_inputs_in_order(comfy, contracts):

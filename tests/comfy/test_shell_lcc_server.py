@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from . import test_prism_server as prism
 from .shell_lcc_material import FIT, GUIDANCE, sheet, write_video
 from .test_stock import stock_t2v
 from .tiny_wan import STAND_INS
@@ -78,7 +79,7 @@ def test_shipped_workflow_runs(server, material, name):
 
 
 def test_every_shipped_workflow_is_run():
-    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(SMALLER)
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(SMALLER) | set(prism.SMALLER)
 
 
 def test_strength_zero_gives_the_stock_video(server, material):

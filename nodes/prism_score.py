@@ -1,0 +1,151 @@
+"""PRISM score: how a video model's own blocks, read by a trained head, judge a latent that is there already."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from . import wan_features
+from .latents import read_raw
+from .prism_type import Prism, PrismType
+
+KEY = "intrinsic_reward_prism"
+SOURCE = "PRISM Score, input 'latent'"
+
+
+def parse_sigmas(text: str) -> list[float]:
+    """Noise levels from "0.1, 0.2". Raises ValueError naming what is no number between 0 and 1."""
+    parts = text.replace(",", " ").split()
+    if not parts:
+        raise ValueError("PRISM Score, input 'sigmas': found no number, expected noise levels such as 0.1, 0.2, 0.3")
+    try:
+        sigmas = [float(p) for p in parts]
+    except ValueError:
+        raise ValueError(f"PRISM Score, input 'sigmas': found {text!r}, expected numbers such as 0.1, 0.2, 0.3") from None
+    bad = [s for s in sigmas if not 0 <= s <= 1]
+    if bad:
+        raise ValueError(f"PRISM Score, input 'sigmas': {bad[0]:g} is no noise level, expected 0 (clean) to 1 (noise)")
+    return sigmas
+
+
+def measure(model, prism: Prism, positive, raw: torch.Tensor, sigmas: list[float], draws: int, seed: int) -> torch.Tensor:
+    """Scores [draws, sigmas, B, dimensions] of raw latents [B, C, T, H, W]; items of a batch share their noise."""
+    m = model.clone()
+    m.set_additional_models(KEY, [*m.get_additional_models_with_key(KEY), prism.patcher])
+    guider = comfy.samplers.CFGGuider(m)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    head = prism.loaded.head
+    bar = comfy.utils.ProgressBar(draws * len(sigmas) * len(raw))
+    found = []
+
+    def score(model_k, x, _, extra_args=None, callback=None, disable=None):
+        inner = guider.inner_model
+        options = extra_args["model_options"]
+        clean = model_k.latent_image
+        for draw in range(draws):
+            noise = comfy.sample.prepare_noise(raw[:1], seed + draw).to(x)
+            for sigma in sigmas:
+                for item in clean.split(1):
+                    noisy = sigma * noise + (1 - sigma) * item.to(x)
+                    level = torch.full((1,), sigma, device=x.device)
+                    f = wan_features.read(inner, guider.conds["positive"], noisy, level, options, head.config.taps)
+                    device = next(head.parameters()).device
+                    visual = [v.to(device) for v in f.visual]
+                    found.append(head(visual, f.text.to(device), f.mask.to(device), level.to(device)).float().cpu())
+                    bar.update(1)
+        return x
+
+    # One step from a little noise to none: ComfyUI brings the latent into the model's space and loads what is needed.
+    path = torch.tensor([0.5, 0.0])
+    guider.sample(torch.zeros_like(raw), raw, comfy.samplers.KSAMPLER(score), path, disable_pbar=True, seed=seed)
+    return torch.cat(found).view(draws, len(sigmas), len(raw), -1)
+
+
+def report(prism: Prism, scores: torch.Tensor, sigmas: list[float], warning: str | None) -> str:
+    """A few lines on scores [draws, sigmas, B, dimensions]."""
+    names = prism.loaded.head.config.dimensions
+    lines = [] if warning is None else [warning]
+    low, high = prism.loaded.sigmas
+    beyond = [s for s in sigmas if not low - 1e-3 <= s <= high + 1e-3]
+    if beyond:
+        lines.append(f"Head '{prism.loaded.name}' was trained on sigma {low:g} to {high:g}; {beyond[0]:g} lies outside.")
+    mean, spread = scores.mean(dim=(0, 1)), scores.mean(dim=1).std(dim=0, unbiased=False)
+    for i, item in enumerate(mean):
+        cells = [f"{n} {float(v):.3f} +- {float(s):.3f}" for n, v, s in zip(names, item, spread[i], strict=True)]
+        lines.append(f"Clip {i + 1}: {', '.join(cells)}")
+        if len(sigmas) > 1:
+            by_sigma = scores.mean(dim=0)[:, i].mean(dim=1)
+            lines.append("  by sigma: " + ", ".join(f"{s:g}: {float(v):.3f}" for s, v in zip(sigmas, by_sigma, strict=True)))
+    if len(mean) > 1:
+        lines.append(f"Best: clip {int(mean.mean(dim=1).argmax()) + 1}")
+    return "\n".join(lines)
+
+
+class PrismScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_PrismScore",
+            display_name="PRISM Score",
+            category="model/latent/advanced",
+            description=(
+                "Scores video latents with a PRISM head: noise is added, the model runs up to the head's block, and the head "
+                "reads what it finds. Higher is better; only scores of one head, prompt and set of sigmas are comparable."
+            ),
+            search_aliases=["prism", "reward", "video quality score", "intrinsic reward", "rank latents"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the head was trained on, with or without LoRAs."),
+                PrismType.Input("head", tooltip="From Load PRISM Head."),
+                io.Conditioning.Input("positive", tooltip="The prompt of the clips, a single one."),
+                io.Latent.Input("latent", tooltip="Video latents, one or a batch, as samplers and VAE Encode give them."),
+                io.String.Input(
+                    "sigmas",
+                    default="0.1, 0.2, 0.3",
+                    tooltip="Noise levels to score at, 0 (clean) to 1 (noise). A little noise tells more than none.",
+                ),
+                io.Int.Input(
+                    "draws",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="How often noise is drawn anew; the mean counts. More is steadier and costs as much more.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise, which all clips of a batch share.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="score", tooltip="Mean over the batch, sigmas, draws and dimensions."),
+                io.Float.Output(
+                    display_name="clip_scores", is_output_list=True, tooltip="The score of each clip of the batch, as a list."
+                ),
+                io.String.Output(display_name="report", tooltip="All of it in words, by dimension and by sigma."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, head, positive, latent, sigmas, draws, seed) -> io.NodeOutput:
+        levels = parse_sigmas(sigmas)
+        warning = head.require_model(model)
+        raw = read_raw(latent, head.loaded.space, SOURCE)
+        scores = measure(model, head, positive, raw, levels, draws, seed)
+        if not bool(torch.isfinite(scores).all()):
+            raise ValueError("PRISM Score: the head gave NaN; the model may overflow in fp16: load it as bf16 or fp32")
+        text = report(head, scores, levels, warning)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        clips = scores.mean(dim=(0, 1, 3))
+        return io.NodeOutput(float(clips.mean()), clips.tolist(), text, ui=ui.PreviewText(text))
+
+
+NODES = [PrismScore]

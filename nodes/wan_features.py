@@ -1,0 +1,83 @@
+"""Hidden states of a Wan model for a noisy latent: a conditional forward that ends at the last block wanted."""
+
+import math
+from dataclasses import dataclass
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+KEY = "intrinsic_reward_features"
+
+
+class FeaturesError(ValueError):
+    """A model, prompt or latent whose hidden states PRISM cannot read; the message says what is in the way."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """visual: tokens [B, N, width] after each tap; text: embedded [B, L, width]; mask: bool [B, L], True at words."""
+
+    visual: list[torch.Tensor]
+    text: torch.Tensor
+    mask: torch.Tensor
+
+
+class _Enough(Exception):
+    """The last tap was read."""
+
+
+def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, taps) -> Features:
+    """Features of x [B, C, T, H, W] in model space at sigma [B], under the processed conditioning `positive`.
+
+    Other packs' patches, LoRAs and wrappers in model_options stay in force. Raises FeaturesError.
+    """
+    if len(positive) != 1:
+        raise FeaturesError(f"PRISM reads one prompt, found {len(positive)} combined ones; connect a single CLIP Text Encode")
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    transformer_options = options.setdefault("transformer_options", {})
+    blocks = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
+    seen: dict = {"visual": {}}
+
+    def tap(index: int):
+        previous = blocks.get(("double_block", index))
+
+        def run(args, extra):
+            out = previous(args, extra) if previous is not None else extra["original_block"](args)
+            seen["visual"][index] = _video_tokens(out["img"], args["transformer_options"])
+            seen["text"] = args["txt"]
+            if index == max(taps):
+                raise _Enough
+            return out
+
+        return run
+
+    replacements = {("double_block", index): tap(index) for index in taps}
+    blocks.update(replacements)
+
+    def watch(executor, x, timestep, context, *args, **kwargs):
+        # Wan pads texts with zeros and attends to them; the head does not read them.
+        seen["mask"] = (context != 0).any(dim=-1)
+        try:
+            return executor(x, timestep, context, *args, **kwargs)
+        except _Enough:
+            return x.new_zeros(x.shape[0], executor.class_obj.out_dim, *x.shape[2:])
+
+    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, watch, options, is_model_options=True)
+    comfy.samplers.calc_cond_batch(inner_model, [positive], x, sigma, options)
+    if len(seen["visual"]) != len(taps):
+        raise FeaturesError(f"the model ran no block {max(taps)}: another node replaces its forward, or it is no Wan model")
+    words = seen["mask"].shape[1]
+    # Image-to-video models put an image's tokens before the words.
+    return Features([seen["visual"][index] for index in taps], seen["text"][:, -words:], seen["mask"])
+
+
+def _video_tokens(img: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+    grid = transformer_options.get("grid_sizes")
+    if grid is not None and math.prod(grid) != img.shape[1]:
+        raise FeaturesError(
+            f"the model sees {img.shape[1]} tokens for a latent of {math.prod(grid)}: reference latents are not supported"
+        )
+    return img

@@ -1,0 +1,79 @@
+"""PRISM's workflow in a running server, and the selection that it ends with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .shell_lcc_material import write_video
+from .tiny_wan import STAND_INS, T2V_NAME
+from .workflow_api import override_inputs, replace_values, to_api
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+FOLDER = "clips_for_prism"
+SMALLER = {
+    "prism_score_and_pick": {
+        "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64,
+        "IntrinsicReward_EncodeClips.frames": 9, "IntrinsicReward_EncodeClips.folder": FOLDER,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def material(server, base_dir, models_dir):
+    """The head and the clips that the workflow names."""
+    from trainers.kernels.latent_space import WAN21
+    from trainers.kernels.prism import files
+    from trainers.kernels.prism.backbone import of_wan
+
+    clips = base_dir / "input" / FOLDER
+    clips.mkdir()
+    for seed in range(3):
+        write_video(clips / f"{seed}.mp4", 9, seed=seed)
+    backbone = of_wan(load_file(models_dir / "diffusion_models" / T2V_NAME))
+    torch.manual_seed(0)
+    head = files.PrismHead(files.HeadConfig(backbone.width, dim=64, heads=4, taps=(3,)))
+    (models_dir / "prism").mkdir(exist_ok=True)
+    path = models_dir / "prism" / "my_head.safetensors"
+    files.save(files.LoadedHead(head, backbone, WAN21, (0.05, 0.99), name="my_head"), path)
+
+
+@pytest.mark.parametrize("name", sorted(SMALLER))
+def test_shipped_workflow_runs(server, material, name):
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = override_inputs(replace_values(to_api(workflow, server.object_info), STAND_INS), SMALLER[name])
+    entry = server.post(prompt)
+    outputs = {prompt[key]["class_type"]: value for key, value in entry["outputs"].items()}
+    text = outputs["IntrinsicReward_PrismScore"]["text"][0]
+    assert all(f"Clip {i}: overall" in text for i in (1, 2, 3))
+    assert "Best: clip" in text
+    assert outputs["SaveWEBM"]["images"][0]["filename"].endswith(".webm")
+
+
+def test_the_scores_are_shared_by_the_nodes_selection(comfy):
+    latent = {"samples": torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 16, 2, 4, 4), "batch_index": [5, 6, 7], "note": "x"}
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 4, 3)
+    select = comfy.node("IntrinsicReward_SelectTopK").execute
+    picked, frames, scores, indices = select([0.1, 0.9, 0.5], [2], [latent], [images]).args
+    assert picked["samples"][:, 0, 0, 0, 0].tolist() == [1.0, 2.0]
+    assert picked["batch_index"] == [6, 7]
+    assert picked["note"] == "x"
+    assert frames[:, 0, 0, 0].tolist() == [2, 3, 4, 5]
+    assert (scores, indices) == ([0.9, 0.5], [1, 2])
+    assert select([0.1, 0.9, 0.5], [1], None, [images]).args[0] is None
+
+
+def test_bad_selections_are_named(comfy):
+    select = comfy.node("IntrinsicReward_SelectTopK").execute
+    latent = [{"samples": torch.zeros(2, 16, 2, 4, 4)}]
+    for arguments, message in (
+        (([1.0, 2.0], [1]), "connect a batch"),
+        (([1.0, 2.0], [3], latent), "3 of 2 scored clips"),
+        (([1.0, 2.0, 3.0], [1], latent), "2 clips for 3 scores"),
+        (([1.0, 2.0], [1], None, [torch.zeros(5, 4, 4, 3)]), "5 frames are not 2 clips"),
+        (([1.0, float("nan")], [1], latent), "candidate 1 scored NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select(*arguments)
