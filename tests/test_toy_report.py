@@ -1,5 +1,6 @@
 """The report's arithmetic: intervals, guidance variants against the pack's own kernels, jobs on disk, tables."""
 
+import json
 import math
 
 import pytest
@@ -260,6 +261,30 @@ class TestRows:
         assert set(stack_rows.followed(found)) == set(VALUES)
         plots.stack(found, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
+    """Everything but the clips themselves, which are invented: fit, rows, plots, files."""
+
+    def run(every, files, folder, processes, title):
+        found = invented({"all": every}, 0)
+        for job in every:
+            if job.kind == "predictions":
+                found[job] = {"distance": 1 + torch.rand(job.count, pipeline.STEPS, 5, 8, 8)}
+        return found
+
+    monkeypatch.setattr(jobs, "run", run)
+    assert report.main(["--clips", "32", "--output_dir", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for name in (*shell_lcc_rows.SETTINGS, *shell_lcc_rows.REFINE_SETTINGS, *stack_rows.KINDS):
+        assert f"| {name} |" in text or f" {name} |" in text, name
+    assert "Frechet distance with the default" in text
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert [row["name"] for row in figures["shell_lcc"]] == list(shell_lcc_rows.SETTINGS)
+    assert len(figures["predictions"]) == pipeline.STEPS
+    for picture in ("stack.png", "shell_lcc.png"):
+        assert (tmp_path / picture).stat().st_size > 5_000
+    assert "report.md" in capsys.readouterr().out
 
 
 def test_too_few_clips_are_refused(capsys):
