@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     encode_clips,
+    prism_best_of_n,
     prism_files,
     prism_score,
     select_top_k,
@@ -23,6 +24,7 @@ MODULES = (
     encode_clips,
     prism_files,
     prism_score,
+    prism_best_of_n,
     select_top_k,
 )
 

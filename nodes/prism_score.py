@@ -16,18 +16,18 @@ KEY = "intrinsic_reward_prism"
 SOURCE = "PRISM Score, input 'latent'"
 
 
-def parse_sigmas(text: str) -> list[float]:
-    """Noise levels from "0.1, 0.2". Raises ValueError naming what is no number between 0 and 1."""
+def parse_sigmas(text: str, source: str = "PRISM Score, input 'sigmas'") -> list[float]:
+    """Noise levels from "0.1, 0.2". Raises ValueError naming `source` and what is no number between 0 and 1."""
     parts = text.replace(",", " ").split()
     if not parts:
-        raise ValueError("PRISM Score, input 'sigmas': found no number, expected noise levels such as 0.1, 0.2, 0.3")
+        raise ValueError(f"{source}: found no number, expected noise levels such as 0.1, 0.2, 0.3")
     try:
         sigmas = [float(p) for p in parts]
     except ValueError:
-        raise ValueError(f"PRISM Score, input 'sigmas': found {text!r}, expected numbers such as 0.1, 0.2, 0.3") from None
+        raise ValueError(f"{source}: found {text!r}, expected numbers such as 0.1, 0.2, 0.3") from None
     bad = [s for s in sigmas if not 0 <= s <= 1]
     if bad:
-        raise ValueError(f"PRISM Score, input 'sigmas': {bad[0]:g} is no noise level, expected 0 (clean) to 1 (noise)")
+        raise ValueError(f"{source}: {bad[0]:g} is no noise level, expected 0 (clean) to 1 (noise)")
     return sigmas
 
 

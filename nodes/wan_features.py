@@ -10,6 +10,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 KEY = "intrinsic_reward_features"
+# How ComfyUI labels the rows of a batch that belong to the first of the conditionings that it was given.
+POSITIVE = 0
 
 
 class FeaturesError(ValueError):
@@ -72,6 +74,36 @@ def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_opti
     words = seen["mask"].shape[1]
     # Image-to-video models put an image's tokens before the words.
     return Features([seen["visual"][index] for index in taps], seen["text"][:, -words:], seen["mask"])
+
+
+def go_on_from(model_options: dict, tokens: torch.Tensor, tap: int) -> dict:
+    """Options for the forward that `read` began: its conditional rows go on from `tokens`, the output of block `tap`.
+
+    tokens: [B, N, width] for the same x, sigma and prompt. Rows of other prompts run as ever.
+    """
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    blocks = options.setdefault("transformer_options", {}).setdefault("patches_replace", {}).setdefault("dit", {})
+
+    def skip(index: int):
+        previous = blocks.get(("double_block", index))
+
+        def run(args, extra):
+            labels = args["transformer_options"]["cond_or_uncond"]
+            size = args["img"].shape[0] // len(labels)
+            known = torch.tensor(labels, device=args["img"].device).repeat_interleave(size) == POSITIVE
+            img = args["img"].clone()
+            if not bool(known.all()):
+                part = {**args, **{k: args[k][~known] for k in ("img", "txt", "vec")}}
+                out = previous(part, extra) if previous is not None else extra["original_block"](part)
+                img[~known] = out["img"]
+            if index == tap:
+                img[known] = tokens.to(img)
+            return {"img": img}
+
+        return run
+
+    blocks.update({("double_block", index): skip(index) for index in range(tap + 1)})
+    return options
 
 
 def _video_tokens(img: torch.Tensor, transformer_options: dict) -> torch.Tensor:

@@ -67,8 +67,8 @@ def test_snapshot_is_current(contracts, snapshot):
     assert contracts == snapshot, f"after an intended change delete {SNAPSHOT.name} and run this test to write it anew"
 
 
-def test_there_are_ten_nodes(comfy):
-    assert len(own_nodes(comfy)) == 10
+def test_there_are_twelve_nodes(comfy):
+    assert len(own_nodes(comfy)) == 12
 
 
 def test_execute_takes_the_inputs_in_order(comfy, contracts):
@@ -160,7 +160,8 @@ def test_pack_loads_at_once_and_in_silence(server):
 
 def test_importing_the_nodes_needs_nothing_that_comfyui_has_not_loaded():
     """What costs seconds, such as diffusers or FAISS, is imported by the function that needs it."""
-    loaded = {"torch", "safetensors", "numpy", "av", "comfy", "comfy_api", "folder_paths", "server"} | sys.stdlib_module_names
+    core = {"comfy", "comfy_api", "folder_paths", "latent_preview", "server"}
+    loaded = {"torch", "safetensors", "numpy", "av"} | core | sys.stdlib_module_names
     for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Import):

@@ -1,4 +1,4 @@
-"""PRISM's workflow in a running server, and the selection that it ends with."""
+"""PRISM's workflows in a running server, and the selection that it ends with."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,14 @@ SMALLER = {
     "prism_score_and_pick": {
         "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64,
         "IntrinsicReward_EncodeClips.frames": 9, "IntrinsicReward_EncodeClips.folder": FOLDER,
+    },
+    "prism_best_of_n_t2v": {
+        "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
+        "IntrinsicReward_PrismKSampler.steps": 20,
+    },
+    "prism_best_three_custom_sampling": {
+        "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
+        "BasicScheduler.steps": 20,
     },
 }  # fmt: skip
 
@@ -46,9 +54,14 @@ def test_shipped_workflow_runs(server, material, name):
     prompt = override_inputs(replace_values(to_api(workflow, server.object_info), STAND_INS), SMALLER[name])
     entry = server.post(prompt)
     outputs = {prompt[key]["class_type"]: value for key, value in entry["outputs"].items()}
-    text = outputs["IntrinsicReward_PrismScore"]["text"][0]
-    assert all(f"Clip {i}: overall" in text for i in (1, 2, 3))
-    assert "Best: clip" in text
+    if name == "prism_score_and_pick":
+        text = outputs["IntrinsicReward_PrismScore"]["text"][0]
+        assert all(f"Clip {i}: overall" in text for i in (1, 2, 3))
+        assert "Best: clip" in text
+    else:
+        (text,) = (v["text"][0] for k, v in outputs.items() if k.startswith("IntrinsicReward_Prism"))
+        assert text.startswith("Best of 8: seed ")
+        assert text.count("kept") == (1 if name == "prism_best_of_n_t2v" else 3)
     assert outputs["SaveWEBM"]["images"][0]["filename"].endswith(".webm")
 
 

@@ -1,0 +1,187 @@
+"""PRISM Best-of-N inside ComfyUI: candidates are ordinary runs, winners too, and the cost is the plan's."""
+
+import re
+import threading
+
+import pytest
+import torch
+
+from .shell_lcc_material import FIT, GUIDANCE, sheet
+from .test_prism_nodes import make_head, node
+from .tiny_wan import I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
+
+STEPS = 8
+# Of the schedule of eight steps at the model's own shift of 8: before steps 2, 4 and 6.
+CHECKPOINTS = "0.97, 0.9, 0.75"
+
+
+@pytest.fixture(scope="module")
+def wan(comfy):
+    (model,) = comfy.run("UNETLoader", unet_name=T2V_NAME, weight_dtype="default")
+    (clip,) = comfy.run("CLIPLoader", clip_name=UMT5_NAME, type="wan", device="default")
+    prompts = [comfy.run("CLIPTextEncode", clip=clip, text=t)[0] for t in ("a cat walks on grass", "blurry")]
+    (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=1)
+    return model, *prompts, latent
+
+
+@pytest.fixture(scope="module")
+def head(comfy, models_dir, wan):
+    backbone = comfy.module("kernels.prism.backbone").of_wan(wan[0].model.diffusion_model.state_dict())
+    make_head(comfy, models_dir / "prism" / "race.safetensors", backbone, taps=(1, 3))
+    return comfy.run(node("LoadPrism"), file="race.safetensors")[0]
+
+
+def plain(comfy, wan, seed, sampler="euler", cfg=6.0, model=None, latent=None):
+    model_, positive, negative, empty = wan
+    (out,) = comfy.run(
+        "KSampler", model=model or model_, positive=positive, negative=negative, latent_image=latent or empty, seed=seed,
+        steps=STEPS, cfg=cfg, sampler_name=sampler, scheduler="simple", denoise=1.0,
+    )
+    return out["samples"]
+
+
+def race(comfy, wan, head, sampler="euler", cfg=6.0, model=None, latent=None, seed=5, **changes):
+    """(samples, scores, seeds, report)"""
+    model_, positive, negative, empty = wan
+    options = {"candidates": 8, "keep": 1, "checkpoints": CHECKPOINTS, "finish": "continue"} | changes
+    out, scores, seeds, text = comfy.run(
+        node("PrismKSampler"), model=model or model_, head=head, positive=positive, negative=negative,
+        latent_image=latent or empty, seed=seed, steps=STEPS, cfg=cfg, sampler_name=sampler, scheduler="simple", denoise=1.0,
+        **options,
+    )
+    return out["samples"], scores, seeds, text
+
+
+def close(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_ancestral"])
+def test_one_candidate_is_the_stock_samplers_run(comfy, wan, head, sampler):
+    assert torch.equal(race(comfy, wan, head, sampler, candidates=1)[0], plain(comfy, wan, 5, sampler))
+
+
+def test_one_candidate_is_sampler_custom_advanceds_run(comfy, wan, head):
+    model, positive, negative, latent = wan
+    (noise,) = comfy.run("RandomNoise", noise_seed=9)
+    (guider,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=5.0)
+    (sampler,) = comfy.run("KSamplerSelect", sampler_name="dpmpp_2m")
+    (sigmas,) = comfy.run("BasicScheduler", model=model, scheduler="simple", steps=STEPS, denoise=1.0)
+    stock = comfy.run("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent, "head": head}
+    plan = {"keep": 1, "checkpoints": CHECKPOINTS, "finish": "continue"}
+    ours = comfy.run(node("PrismBestOfN"), **inputs, candidates=1, **plan)
+    assert torch.equal(ours[0]["samples"], stock[0]["samples"])
+    four = comfy.run(node("PrismBestOfN"), **inputs, candidates=4, **plan)
+    (again,) = comfy.run("RandomNoise", noise_seed=four[2][0])
+    stock = comfy.run("SamplerCustomAdvanced", noise=again, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)
+    assert close(four[0]["samples"], stock[0]["samples"]) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m", "euler_ancestral"])
+def test_a_winner_is_the_plain_run_of_its_seed(comfy, wan, head, sampler):
+    samples, _, (seed,), _ = race(comfy, wan, head, sampler, finish="restart")
+    assert torch.equal(samples, plain(comfy, wan, seed, sampler))
+    continued, _, seeds, _ = race(comfy, wan, head, sampler)
+    assert seeds == [seed]
+    assert close(continued, samples) < 1e-4
+
+
+@pytest.mark.parametrize(("finish", "cfg"), [("continue", 6.0), ("restart", 6.0), ("continue", 1.0)])
+def test_the_blocks_that_run_are_the_plans(comfy, wan, head, finish, cfg):
+    rows = []
+    blocks = wan[0].model.diffusion_model.blocks
+    hooks = [b.register_forward_hook(lambda m, a, out: rows.append(out.shape[0])) for b in blocks]
+    text = race(comfy, wan, head, finish=finish, cfg=cfg)[3]
+    for hook in hooks:
+        hook.remove()
+    make_plan = comfy.module("kernels.prism.plan").make_plan
+    (sigmas,) = comfy.run("BasicScheduler", model=wan[0], scheduler="simple", steps=STEPS, denoise=1.0)
+    levels = [float(s) for s in CHECKPOINTS.split(",")]
+    passes = 1 if cfg == 1.0 else 2
+    plan = make_plan(sigmas.tolist(), 8, 1, levels, passes=passes, depth=6, tap=3, finish=finish)
+    assert [p.step for p in plan.checkpoints] == [2, 4, 6]
+    assert sum(rows) == plan.cost.blocks
+    evaluations, spent, share, full = re.search(r"(\d+) evaluations, (\d+) blocks: ([\d.]+) % of .*\((\d+)\)", text).groups()
+    assert (int(evaluations), int(spent), int(full)) == (plan.cost.evaluations, plan.cost.blocks, plan.full_cost.blocks)
+    assert float(share) == pytest.approx(100 * plan.share, abs=0.06)
+
+
+def test_several_winners_come_out_best_first(comfy, wan, head):
+    samples, scores, seeds, text = race(comfy, wan, head, keep=3)
+    assert samples.shape[0] == len(seeds) == 3
+    assert scores == sorted(scores, reverse=True)
+    for one, seed in zip(samples, seeds, strict=True):
+        assert close(one[None], plain(comfy, wan, seed)) < 1e-4
+    assert text.count("kept") == 3
+    assert text.count("dropped at step") == 5
+
+
+def test_guidance_shift_and_batches_stay_in_force(comfy, wan, head):
+    (manifold, *_) = comfy.run(node("FitShellLCC"), latents={"samples": 2 * sheet(6)}, **FIT)
+    (guided,) = comfy.run(node("ShellLCCGuidance"), model=wan[0], manifold=manifold, **GUIDANCE)
+    (guided,) = comfy.run("ModelSamplingSD3", model=guided, shift=5.0)
+    (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=2)
+    samples, _, (seed,), _ = race(comfy, wan, head, model=guided, latent=latent, finish="restart", candidates=3)
+    assert samples.shape[0] == 2
+    assert torch.equal(samples, plain(comfy, wan, seed, model=guided, latent=latent))
+    assert not torch.allclose(samples, plain(comfy, wan, seed, latent=latent))
+
+
+def test_an_image_to_video_model_races_too(comfy, models_dir):
+    (model,) = comfy.run("UNETLoader", unet_name=I2V_NAME, weight_dtype="default")
+    (clip,) = comfy.run("CLIPLoader", clip_name=UMT5_NAME, type="wan", device="default")
+    (vae,) = comfy.run("VAELoader", vae_name=VAE_NAME)
+    (text,) = comfy.run("CLIPTextEncode", clip=clip, text="a cat walks")
+    positive, negative, latent = comfy.run(
+        "WanImageToVideo", positive=text, negative=text, vae=vae, width=64, height=64, length=9, batch_size=1,
+        start_image=torch.rand(1, 64, 64, 3),
+    )
+    backbone = comfy.module("kernels.prism.backbone").of_wan(model.model.diffusion_model.state_dict())
+    make_head(comfy, models_dir / "prism" / "i2v_race.safetensors", backbone, taps=(2,))
+    (head,) = comfy.run(node("LoadPrism"), file="i2v_race.safetensors")
+    samples, _, (seed,), _ = race(comfy, (model, positive, negative, latent), head, candidates=3)
+    assert close(samples, plain(comfy, (model, positive, negative, latent), seed)) < 1e-4
+
+
+def test_an_interruption_leaves_no_thread_and_the_next_run_clean(comfy, wan, head, monkeypatch):
+    import comfy.model_management as management
+
+    before, threads = race(comfy, wan, head, candidates=4)[0], threading.active_count()
+    blocks, calls = wan[0].model.diffusion_model.blocks, []
+
+    def interrupt(module, arguments, out):
+        calls.append(1)
+        if len(calls) == 40:
+            raise management.InterruptProcessingException
+
+    hook = blocks[0].register_forward_hook(interrupt)
+    with pytest.raises(management.InterruptProcessingException):
+        race(comfy, wan, head, candidates=8)
+    hook.remove()
+    assert threading.active_count() == threads
+    assert torch.equal(race(comfy, wan, head, candidates=4)[0], before)
+
+
+def test_what_cannot_race_is_named(comfy, wan, head):
+    model, positive, negative, latent = wan
+    with pytest.raises(Exception, match="no step starts at or below sigma 0.001"):
+        race(comfy, wan, head, checkpoints="0.001")
+    with pytest.raises(Exception, match="input 'checkpoints': found 'soon'"):
+        race(comfy, wan, head, checkpoints="soon")
+    with pytest.raises(Exception, match="keep 9 of 8 candidates"):
+        race(comfy, wan, head, keep=9)
+    (cached,) = comfy.run(
+        "EasyCache", model=model, reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False
+    )
+    with pytest.raises(Exception, match="carries easycache"):
+        race(comfy, wan, head, model=cached)
+    (noise,) = comfy.run("DisableNoise")
+    (guider,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=5.0)
+    (sampler,) = comfy.run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = comfy.run("BasicScheduler", model=model, scheduler="simple", steps=STEPS, denoise=1.0)
+    with pytest.raises(Exception, match="noise without a seed"):
+        comfy.run(
+            node("PrismBestOfN"), noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent, head=head,
+            candidates=2, keep=1, checkpoints=CHECKPOINTS, finish="continue",
+        )
