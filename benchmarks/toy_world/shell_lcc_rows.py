@@ -34,7 +34,6 @@ SWEEP = {
     "project, sigma's radius": Guidance("project", target="predictions"),
     "band, sigma's band": Guidance("band", target="predictions"),
     "quantiles": Guidance("quantile"),
-    "quantiles, sigma's": Guidance("quantile", target="predictions"),
     "project, 2x2 patches": Guidance("project", patch=2),
     "minimise, 2x2 patches": Guidance("minimise", patch=2),
 }
@@ -44,7 +43,6 @@ REFINE_SETTINGS = {
     "none": None,
     "minimise (released objective)": Guidance("minimise"),
     "project": Guidance("project"),
-    "band": Guidance("band"),
 }
 REFINE_CLIPS = 32
 # The setting that the node has when it is dropped into a workflow.
