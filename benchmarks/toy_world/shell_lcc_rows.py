@@ -32,10 +32,8 @@ SWEEP = {
     "project, first half": Guidance("project", end=0.5),
     "project, second half": Guidance("project", start=0.5),
     "project, sigma's radius": Guidance("project", target="predictions"),
-    "band, sigma's band": Guidance("band", target="predictions"),
     "quantiles": Guidance("quantile"),
     "project, 2x2 patches": Guidance("project", patch=2),
-    "minimise, 2x2 patches": Guidance("minimise", patch=2),
 }
 SETTINGS = HEADLINE | SWEEP
 # One correction of latents of real renders that were damaged: what the mechanism can and cannot undo.
