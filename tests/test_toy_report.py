@@ -244,7 +244,7 @@ class TestRows:
         plan, shell = shell_lcc_rows.refine_jobs(), shell_lcc_rows.jobs(32, sweep=False)
         results = invented(plan, 0) | invented(shell, 1)
         found = shell_lcc_rows.refine_rows(results, plan, shell["scene"], shell["sibling reconstructions"], manifold)
-        assert len(found) == 3 * len(shell_lcc_rows.REFINE_SETTINGS)
+        assert len(found) == 2 * len(shell_lcc_rows.REFINE_SETTINGS)
         for row in found:
             assert (row["figures"]["frechet_change"].mean == 0) == (row["name"] == "none")
         assert shell_lcc_rows.refine_table(found).count("\n") == len(found) + 1

@@ -34,7 +34,7 @@ VERSION = 1
 SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
 
 
-DAMAGES = {"nothing": lambda z: z, "half blur": half_blur, "noise": add_noise}
+DAMAGES = {"half blur": half_blur, "noise": add_noise}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Files:
 
     def digest(self) -> str:
         """16 hexadecimal digits of everything but patches and table, which follow from the rest."""
-        found = hashlib.sha256(str(VERSION).encode())
+        found = hashlib.sha256(f"{VERSION} {pipeline.STEPS} {pipeline.CFG} {pipeline.SHIFT}".encode())
         for path in (*sorted(self.weights.glob("*.safetensors")), self.judge, self.manifold):
             found.update(path.name.encode() + path.read_bytes())
         return found.hexdigest()[:16]

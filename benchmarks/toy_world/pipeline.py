@@ -21,7 +21,7 @@ from .clips import as_frames, as_video
 from .text_encoder import TextEncoder
 
 LATENT_SHAPE = (16, 5, 8, 8)
-STEPS, CFG, SHIFT = 20, 4.0, 3.0
+STEPS, CFG, SHIFT = 20, 2.0, 3.0
 
 __all__ = ["CFG", "SHIFT", "STEPS", "Hook", "ToyWorld", "initial_noise", "load", "sigmas"]
 

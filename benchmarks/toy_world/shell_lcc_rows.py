@@ -32,7 +32,6 @@ SWEEP = {
     "project, first half": Guidance("project", end=0.5),
     "project, second half": Guidance("project", start=0.5),
     "project, sigma's radius": Guidance("project", target="predictions"),
-    "quantiles": Guidance("quantile"),
     "project, 2x2 patches": Guidance("project", patch=2),
 }
 SETTINGS = HEADLINE | SWEEP

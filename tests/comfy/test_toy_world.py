@@ -35,15 +35,16 @@ def test_captions_give_the_same_embeddings(comfy, toy):
 
 def test_the_same_noise_prompt_and_schedule_give_the_same_latents(comfy, toy):
     _, clip, _, world = toy
-    model = comfy.run("ModelSamplingSD3", model=toy[0], shift=3.0)[0]
+    from benchmarks.toy_world.pipeline import CFG, SHIFT, STEPS
+    from trainers.kernels.latent_space import WAN21
+
+    model = comfy.run("ModelSamplingSD3", model=toy[0], shift=SHIFT)[0]
     positive, negative = (comfy.run("CLIPTextEncode", clip=clip, text=t)[0] for t in (CAPTION, ""))
     (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=17, batch_size=1)
     (out,) = comfy.run(
-        "KSampler", model=model, seed=5, steps=20, cfg=4.0, sampler_name="euler", scheduler="simple",
+        "KSampler", model=model, seed=5, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="simple",
         positive=positive, negative=negative, latent_image=latent, denoise=1.0,
     )  # fmt: skip
-    from trainers.kernels.latent_space import WAN21
-
     ours = WAN21.denormalise(world.sample([CAPTION], [5]))
     assert close(out["samples"], ours) < 1e-3
 
