@@ -57,8 +57,8 @@ class ShellLCCGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     tooltip=(
-                        "Share of the noise schedule at which guidance starts. Early predictions are blurrier than any "
-                        "real clip, so a later start may be gentler; which start is best has not been measured yet."
+                        "Share of the noise schedule at which guidance starts. Early predictions are far from any real "
+                        "clip, so a later start may be gentler; in the pack's own benchmark no window was better."
                     ),
                 ),
                 io.Float.Input(

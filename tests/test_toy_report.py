@@ -160,7 +160,7 @@ class TestJobs:
         assert [i for p in parts for i in range(p.start, p.start + p.count)] == list(range(5, 24))
 
     def test_every_setting_has_a_file_of_its_own(self):
-        names = {j.name("d") for part in shell_lcc_rows.jobs(32, True).values() for j in part}
+        names = {j.name("d") for part in shell_lcc_rows.jobs(32, shell_lcc_rows.SETTINGS).values() for j in part}
         assert len(names) == (len(shell_lcc_rows.SETTINGS) + 3) * 4
 
     def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
@@ -227,7 +227,7 @@ REFERENCE = {k: torch.ones(4) for k in judge.REFERENCE}
 
 class TestRows:
     def test_shell_lcc_rows_compare_with_no_guidance(self, manifold, tmp_path):
-        plan = shell_lcc_rows.jobs(32, sweep=False)
+        plan = shell_lcc_rows.jobs(32, shell_lcc_rows.HEADLINE)
         results = invented(plan, 0)
         found = shell_lcc_rows.rows(results, plan, manifold, REFERENCE)
         assert [r.name for r in found] == list(shell_lcc_rows.HEADLINE)
@@ -241,7 +241,7 @@ class TestRows:
         assert (tmp_path / "plot.png").stat().st_size > 10_000
 
     def test_refined_latents_are_compared_with_the_damaged_ones(self, manifold):
-        plan, shell = shell_lcc_rows.refine_jobs(), shell_lcc_rows.jobs(32, sweep=False)
+        plan, shell = shell_lcc_rows.refine_jobs(), shell_lcc_rows.jobs(32, shell_lcc_rows.HEADLINE)
         results = invented(plan, 0) | invented(shell, 1)
         found = shell_lcc_rows.refine_rows(results, plan, shell["scene"], shell["sibling reconstructions"], manifold)
         assert len(found) == 2 * len(shell_lcc_rows.REFINE_SETTINGS)
@@ -274,7 +274,7 @@ def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
         return found
 
     monkeypatch.setattr(jobs, "run", run)
-    assert report.main(["--clips", "32", "--output_dir", str(tmp_path)]) == 0
+    assert report.main(["--clips", "32", "--extra", "--output_dir", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in (*shell_lcc_rows.SETTINGS, *shell_lcc_rows.REFINE_SETTINGS, *stack_rows.KINDS):
         assert f"| {name} |" in text or f" {name} |" in text, name

@@ -66,8 +66,8 @@ def write_text(path: Path, text: str) -> None:
 
 INTRODUCTION = """# What was measured in the toy world
 
-`python -m benchmarks.toy_world.report --clips {clips}`: {clips} clips of each kind, {steps} Euler steps, cfg {cfg:g}, shift
-{shift:g}. Figures are the mean ± half of the 95% interval.
+`python -m benchmarks.toy_world.report --clips {clips}{extra}`: {clips} clips of each kind, {steps} Euler steps, cfg {cfg:g},
+shift {shift:g}. Figures are the mean ± half of the 95% interval.
 
 ## The stack
 
@@ -96,6 +96,7 @@ def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table:
     psnr = figures["psnr_per_frame"]
     low, high = figures["band"]
     known = figures | {"steps": STEPS, "cfg": CFG, "shift": SHIFT, "psnr": sum(psnr) / len(psnr), "low": low, "high": high}
+    known["extra"] = " --extra" if refined else ""
     known["refine_clips"] = shell_lcc_rows.REFINE_CLIPS
     known["per_frame"] = ", ".join(f"{v:.1f}" for v in psnr)
     levels = list(zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True))
@@ -109,8 +110,7 @@ def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table:
         "![what guidance changes](shell_lcc.png)\n",
         "Changes against no guidance, paired by prompt and seed; bold where the interval leaves out zero:\n",
         shell_lcc_rows.change_table(shell) + "\n",
-        REFINED.format_map(known),
-        shell_lcc_rows.refine_table(refined) + "\n",
+        *([REFINED.format_map(known), shell_lcc_rows.refine_table(refined) + "\n"] if refined else []),
         SIGMAS.format_map(known),
         *(f"| {s:.3f} | {c.radius:.3f} | {c.band[0]:.3f} to {c.band[1]:.3f} |" for s, c in levels[::3]),
     ]
@@ -125,7 +125,9 @@ def main(argv=None) -> int:
     )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/report"))
     parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
-    parser.add_argument("--headline_only", action="store_true", help="leave out strengths, windows and radii of sigma")
+    parser.add_argument(
+        "--extra", action="store_true", help="also manifolds of 2x2 squares, and refinement of damaged latents"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
     parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
@@ -144,10 +146,11 @@ def main(argv=None) -> int:
     fit_patches(files)
     manifold, reference = manifolds.load(files.manifold), judge.load(files.judge).reference
     sigma_table = calibrate_predictions(files, out / "jobs", args.processes)
+    settings = shell_lcc_rows.HEADLINE | shell_lcc_rows.SWEEP | (shell_lcc_rows.EXTRA if args.extra else {})
     plans = {
         "stack": stack_rows.jobs(args.clips),
-        "shell": shell_lcc_rows.jobs(args.clips, not args.headline_only),
-        "refine": shell_lcc_rows.refine_jobs(),
+        "shell": shell_lcc_rows.jobs(args.clips, settings),
+        "refine": shell_lcc_rows.refine_jobs() if args.extra else {},
     }
     every = [job for plan in plans.values() for part in plan.values() for job in part]
     results = jobs.run(list(dict.fromkeys(every)), files, out / "jobs", args.processes, "clips")
