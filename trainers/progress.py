@@ -24,7 +24,9 @@ class Bar:
     def add(self, postfix: dict | None = None) -> None:
         """One unit more."""
         if self.bar is not None:
-            self.reach(self.bar.n + 1, postfix)
+            if postfix:
+                self.bar.set_postfix(postfix, refresh=False)
+            self.bar.update(1)
 
     def add_many(self, count: int) -> None:
         """`count` units more."""
