@@ -42,7 +42,6 @@ class Race(comfy.samplers.Sampler):
         self.outcome: race.Outcome | None = None
         self.spent = 0.0
         self.evaluations = 0
-        self.predictions: dict[int, torch.Tensor] = {}
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -60,7 +59,6 @@ class Race(comfy.samplers.Sampler):
 
         def go(i: int, guider):
             def watch(step, x0, x, total):
-                self.predictions[i] = x0
                 picture = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer and i == leader[0] else None
                 bar.update_absolute(round(self.spent), self.plan.cost.blocks, picture)
 
