@@ -107,6 +107,7 @@ def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table:
         SHELL_LCC.format_map(known),
         shell_lcc_rows.table(shell) + "\n",
         shell_lcc_rows.verdict(shell, shell_lcc_rows.DEFAULT) + "\n",
+        "What was tried beyond these rows and what limits guidance here: ../README.md, What was measured.\n",
         "![what guidance changes](shell_lcc.png)\n",
         "Changes against no guidance, paired by prompt and seed; bold where the interval leaves out zero:\n",
         shell_lcc_rows.change_table(shell) + "\n",
