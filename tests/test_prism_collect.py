@@ -1,6 +1,7 @@
 """Collected runs are ordinary runs, caught on their way; labels make pairs of them."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -30,22 +31,30 @@ def collect(backbone, texts, out, *more):  # noqa: F811
     return prism.main([str(a) for a in argv])
 
 
+def runs_of_seed(seed):
+    first = {p: prism_collect.first_seed(p, seed) for p in ("cat", "dog")}
+    return {p: [f"{p}-{first[p] + i}" for i in range(3)] for p in first}
+
+
 def test_a_run_is_the_plain_run_of_its_seed(backbone, texts, tmp_path):  # noqa: F811
     assert collect(backbone, texts, tmp_path / "runs", "--batch", 2) == 0
-    assert prism_data.runs_of(tmp_path / "runs") == {"cat": ["cat-5", "cat-6", "cat-7"], "dog": ["dog-5", "dog-6", "dog-7"]}
+    names = runs_of_seed(5)
+    assert prism_data.runs_of(tmp_path / "runs") == names
+    seeds = [int(name.split("-")[1]) for run in names.values() for name in run]
+    assert len(set(seeds)) == 6
     words, _ = formats.read(texts, "texts")
     dit = wan_dit.load(backbone)
     path = wan_sampling.sigmas(6, 3.0).tolist()
     denoiser = wan_sampling.Denoiser(dit.model, [words["dog"]], words["bad"], 3.0)
     seen = []
-    z = wan_sampling.euler(denoiser, wan_sampling.noise((16, 2, 4, 8), [6]), path, watch=lambda x, s, i: seen.append(x))
-    prism_data.write_rows(tmp_path / "runs", [prism_data.Row("dog", "dog-6", "dog-5", {"look": 1})])
+    z = wan_sampling.euler(denoiser, wan_sampling.noise((16, 2, 4, 8), [int(names["dog"][1].split("-")[1])]), path, watch=lambda x, s, i: seen.append(x))
+    prism_data.write_rows(tmp_path / "runs", [prism_data.Row("dog", names["dog"][1], names["dog"][0], {"look": 1})])
     data = prism_data.load(tmp_path / "runs")
     kept = prism_collect.steps_of(path, (0.95, 0.8))
     assert data.levels() == pytest.approx(sorted(kept.values(), reverse=True), abs=1e-5)
-    torch.testing.assert_close(data.state("dog-6", None), z[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(data.state(names["dog"][1], None), z[0], rtol=2e-3, atol=2e-3)
     for step, sigma in kept.items():
-        torch.testing.assert_close(data.state("dog-6", round(sigma, 6)), seen[step][0], rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(data.state(names["dog"][1], round(sigma, 6)), seen[step][0], rtol=2e-3, atol=2e-3)
 
 
 def test_a_cut_off_collection_goes_on(backbone, texts, tmp_path):  # noqa: F811
@@ -57,6 +66,25 @@ def test_a_cut_off_collection_goes_on(backbone, texts, tmp_path):  # noqa: F811
     assert collect(backbone, texts, out) == 0
     assert sorted(out.glob("latents-*")) == shards
     assert shards[0].stat().st_mtime_ns == kept
+
+
+def test_two_share_the_work(backbone, texts, tmp_path):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "whole") == 0
+    for part in ("1/2", "2/2"):
+        assert collect(backbone, texts, tmp_path / "parts", "--part", part) == 0
+    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "parts").iterdir())
+    for name in names:
+        kind = "texts" if name.startswith("texts") else "latents"
+        one, other = (formats.read(tmp_path / folder / name, kind)[0] for folder in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+def test_bad_parts(backbone, texts, tmp_path, part):  # noqa: F811
+    with pytest.raises(SystemExit):
+        collect(backbone, texts, tmp_path / "runs", "--part", part)
 
 
 def test_other_settings_are_refused(backbone, texts, tmp_path, capsys):  # noqa: F811
@@ -82,15 +110,16 @@ def test_bad_arguments(backbone, texts, tmp_path, capsys, more, message):  # noq
 def test_scores_become_pairs_and_a_head_is_trained_on_them(backbone, texts, tmp_path):  # noqa: F811
     out = tmp_path / "runs"
     assert collect(backbone, texts, out) == 0
-    scores = {f"{p}-{s}": {"look": 0.1 * s + (p == "cat"), "calm": 1.0} for p in ("cat", "dog") for s in (5, 6, 7)}
+    names = runs_of_seed(5)
+    scores = {r: {"look": 0.1 * i + (p == "cat"), "calm": 1.0} for p in names for i, r in enumerate(names[p])}
     (tmp_path / "s.jsonl").write_text("".join(json.dumps({"run": r, "scores": v}) + "\n" for r, v in scores.items()))
     argv = ["label", "--data", str(out), "--scores", str(tmp_path / "s.jsonl"), "--tie", "0.15"]
     assert prism.main(argv) == 0
     rows = prism_data.load(out).rows
     assert len(rows) == 6
     assert {(r.a, r.b): r.outcome["look"] for r in rows if r.prompt == "cat"} == {
-        ("cat-5", "cat-6"): 0, ("cat-5", "cat-7"): -1, ("cat-6", "cat-7"): 0,
-    }  # fmt: skip
+        pair: outcome for pair, outcome in zip(combinations(names["cat"], 2), (0, -1, 0), strict=True)
+    }
     assert all(r.outcome["calm"] == 0 for r in rows)
     prism_data.write_rows(out, [prism_data.Row(r.prompt, r.a, r.b, {"look": r.outcome["look"]}) for r in rows])
     assert train(out, backbone, tmp_path / "head.safetensors", steps=2) == 0
@@ -99,11 +128,11 @@ def test_scores_become_pairs_and_a_head_is_trained_on_them(backbone, texts, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [('{"run": "x", "scores": {"l": 1}}', "does not hold, such as 'x'"), ('{"run": "x"}', "line 1: KeyError"),
-     ('{"run": "cat-5", "scores": {"l": "nan"}}', "a score is NaN"), ('{"run": "cat-5", "scores": {"l": 1}}', "no two runs")],
+     ('{"run": "cat", "scores": {"l": "nan"}}', "a score is NaN"), ('{"run": "CAT", "scores": {"l": 1}}', "no two runs")],
 )  # fmt: skip
 def test_bad_scores_are_named(backbone, texts, tmp_path, capsys, text, message):  # noqa: F811
     assert collect(backbone, texts, tmp_path / "runs") == 0
-    (tmp_path / "s.jsonl").write_text(text + "\n")
+    (tmp_path / "s.jsonl").write_text(text.replace("CAT", runs_of_seed(5)["cat"][0]) + "\n")
     assert prism.main(["label", "--data", str(tmp_path / "runs"), "--scores", str(tmp_path / "s.jsonl")]) == 2
     assert message in capsys.readouterr().err
 

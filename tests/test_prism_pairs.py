@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trainers import prism_pairs
-from trainers.prism_pairs import Pair, PairsError, of_scores, read, require_classes, require_files, split_by_prompt
+from trainers.prism_pairs import Pair, PairsError, of_scores, read, require_classes, require_files
 
 ALIGN = """path_A,path_B,prompt,VQ,MQ,TA,Overall,fps_A,fps_B,num_frames_A,num_frames_B,A_model
 a/1.mp4,b/1.mp4,"a cat, running",A,B,same,A,16,8,81,81,wan
@@ -90,18 +90,6 @@ def test_a_dimension_of_ties_alone_is_refused():
     with pytest.raises(PairsError, match="'look' every pair is a tie"):
         require_classes(pairs, "t.csv")
     require_classes([Pair(p.prompt, p.a, p.b, {"motion": p.outcome["motion"]}) for p in pairs], "t.csv")
-
-
-def test_a_split_shares_no_prompt_and_depends_on_the_seed_alone():
-    pairs = of_scores([(f"p{i // 3}", f"{i}", {"look": float(i)}) for i in range(60)])
-    fit, held = split_by_prompt(pairs, 0.2, seed=1)
-    assert {p.prompt for p in fit}.isdisjoint(p.prompt for p in held)
-    assert len({p.prompt for p in held}) == 4
-    assert sorted(map(str, fit + held)) == sorted(map(str, pairs))
-    assert split_by_prompt(pairs, 0.2, seed=1) == (fit, held)
-    assert split_by_prompt(pairs, 0.2, seed=2) != (fit, held)
-    with pytest.raises(PairsError, match="two prompts, found 1"):
-        split_by_prompt(pairs[:1], 0.2)
 
 
 def test_nan_scores_are_no_scores(tmp_path):

@@ -61,7 +61,7 @@ def make_folder(folder, caught=LEVELS, shape=(16, 2, 4, 4), seed=0):
                 rows.append(Row(f"p{p}", f"p{p}-s{a}", f"p{p}-s{b}", outcome))
     header = formats.Header("latents", WAN21, {"state": "normalised", "settings": {}, "clips": clips, "videos": {}}, {}, {})
     formats.write(folder / "latents-0.safetensors", tensors, header)
-    prism_data.write_texts(folder, texts, WAN21, {})
+    prism_data.write_texts(folder / prism_data.TEXTS, texts, WAN21, {})
     prism_data.write_rows(folder, rows)
     return folder
 

@@ -41,8 +41,13 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def encode_video(path: Path, source: Source, reading: Reading, vae, writer: shards.Writer, done: shards.Done) -> Outcome:
-    """Encodes one video's windows into `writer`, except clips that `done` has. A bad video gives status "skipped"."""
+def encode_video(
+    path: Path, source: Source, reading: Reading, vae, writer: shards.Writer, done: shards.Done, notes: dict | None = None
+) -> Outcome:
+    """Encodes one video's windows into `writer`, except clips that `done` has. A bad video gives status "skipped".
+
+    notes: what else the shard is to say of each of its clips.
+    """
     outcome = Outcome(notes=source.notes)
     video = shards.video_id(source.name, path, writer.settings)
     if done.has(video, reading.max_windows):
@@ -63,7 +68,7 @@ def encode_video(path: Path, source: Source, reading: Reading, vae, writer: shar
             length, _, height, width = window.frames.shape
             entry = {"source": source.name, "video": video, "window": window.index, "start_frame": window.start_frame}
             entry |= {"start_s": round(window.start_s, 6), "fps": round(window.fps, 6)}
-            writer.add(clip, z, entry | {"frames": length, "width": width, "height": height})
+            writer.add(clip, z, entry | {"frames": length, "width": width, "height": height} | (notes or {}))
     except (VideoError, wan_vae.VaeError) as e:
         message = str(e)
         outcome.status, outcome.reason = "skipped", message if message.startswith(source.name) else f"{source.name}: {message}"

@@ -1,7 +1,15 @@
-"""PRISM heads: runs collected and labelled, heads trained on the preferences between them and measured by noise level.
+"""PRISM heads: clips collected or cached, heads trained on the preferences between them and measured by noise level.
 
+    python -m trainers.prism cache --pairs pairs.csv --vae wan_2.1_vae.safetensors --text_encoder umt5_xxl.safetensors --output runs/
+
+or from runs of one's own model:
+
+    python -m trainers.prism embed --prompts prompts.txt --text_encoder umt5_xxl.safetensors --output prompts.safetensors
     python -m trainers.prism collect --backbone wan2.1_t2v_1.3B_bf16.safetensors --texts prompts.safetensors --output runs/
     python -m trainers.prism label --data runs/ --scores scores.jsonl
+
+and then:
+
     python -m trainers.prism train --data runs/ --backbone wan2.1_t2v_1.3B_bf16.safetensors --output head.safetensors
     python -m trainers.prism eval --head head.safetensors --data other/ --backbone wan2.1_t2v_1.3B_bf16.safetensors
 
@@ -13,10 +21,13 @@ import sys
 
 import torch
 
-from . import prism_collect, prism_eval, prism_fit, prism_label
+from . import prism_cache, prism_collect, prism_embed, prism_eval, prism_fit, prism_label
 from .shell_lcc import sentence
 
-COMMANDS = {"collect": prism_collect, "label": prism_label, "train": prism_fit, "eval": prism_eval}
+COMMANDS = {
+    "cache": prism_cache, "embed": prism_embed, "collect": prism_collect, "label": prism_label, "train": prism_fit,
+    "eval": prism_eval,
+}  # fmt: skip
 
 
 def parse(argv=None) -> argparse.Namespace:

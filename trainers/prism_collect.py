@@ -1,9 +1,10 @@
 """Samples several seeds of every prompt and keeps what a head will meet: the states on the way, and the finished latent.
 
 Prompts come embedded, as a file of kind "texts". Each prompt has a shard of its own, so a run that was cut off goes on with
-the next one. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to `label`.
+the next one, and noise of its own. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to `label`.
 """
 
+import argparse
 import hashlib
 import math
 from pathlib import Path
@@ -26,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--negative", metavar="ID", help="which of the texts is the negative prompt (default: no words)")
     parser.add_argument("--seeds", type=int, default=8, help="runs a prompt (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others follow (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other runs (default 0)")
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81, help="4n+1 (default 81)")
@@ -34,6 +35,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--shift", type=float, default=8.0)
     parser.add_argument("--cfg", type=float, default=6.0)
     parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="noise levels at which to keep the state")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="I/N", help="sample every N-th prompt from the I-th, so that N share the work"
+    )
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -56,18 +60,19 @@ def run(args) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {
         "backbone": dit.backbone.to_json(), "steps": args.steps, "shift": args.shift, "cfg": args.cfg,
-        "size": [args.width, args.height, args.frames],
+        "size": [args.width, args.height, args.frames], "seeds": args.seeds, "seed": args.seed,
     }  # fmt: skip
-    with Bar("sampling", len(prompts) * args.seeds, "run") as bar:
-        for prompt in prompts:
+    mine = prompts[args.part[0] - 1 :: args.part[1]]
+    with Bar("sampling", len(mine) * args.seeds, "run") as bar:
+        for prompt in mine:
             target = args.output / f"latents-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors"
             if target.exists():
                 _require_same(target, settings)
                 bar.add_many(args.seeds)
                 continue
-            tensors, clips = {}, {}
+            tensors, clips, first = {}, {}, first_seed(prompt, args.seed)
             for start in range(0, args.seeds, args.batch):
-                seeds = [args.seed + i for i in range(start, min(start + args.batch, args.seeds))]
+                seeds = [first + i for i in range(start, min(start + args.batch, args.seeds))]
                 for seed, states in zip(seeds, _runs(dit, texts[prompt], negative, seeds, path, kept, args), strict=True):
                     name = f"{prompt}-{seed}"
                     for sigma, z in states.items():
@@ -80,10 +85,20 @@ def run(args) -> int:
             notes = provenance(args.argv, "trainers.prism")
             formats.write(target, tensors, formats.Header("latents", WAN21, config, {}, notes))
     if Path(args.texts).resolve() != (args.output / prism_data.TEXTS).resolve():
-        prism_data.write_texts(args.output, {p: texts[p] for p in prompts}, header.latent_space, header.provenance)
+        said = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
+        kept_texts = {p: texts[p] for p in prompts}
+        prism_data.write_texts(args.output / prism_data.TEXTS, kept_texts, header.latent_space, header.provenance, said)
     levels = ", ".join(f"{s:.3f}" for s in kept.values())
-    print(f"{args.output}: {len(prompts)} prompts, {args.seeds} runs each, at sigma {levels}")
+    print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {levels}")
     return 0
+
+
+def first_seed(prompt: str, seed: int) -> int:
+    """The seed of a prompt's first run; the others follow.
+
+    Prompts share no noise, else a head would learn by heart which of a handful of noises turns out well.
+    """
+    return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:8], 16)
 
 
 def steps_of(path: list[float], levels) -> dict[int, float]:
@@ -110,6 +125,13 @@ def _runs(dit, words, negative, seeds, path, kept: dict[int, float], args) -> li
     for one, finished in zip(states, z, strict=True):
         one[None] = finished.cpu()
     return states
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part: expected I/N such as 1/2")
+    return int(number), int(count)
 
 
 def _require_same(path: Path, settings: dict) -> None:

@@ -111,10 +111,12 @@ def runs_of(folder: str | Path) -> dict[str, list[str]]:
     return {prompt: sorted(runs) for prompt, runs in sorted(found.items())}
 
 
-def write_texts(folder: Path, texts: Mapping[str, Tensor], space: LatentSpace, provenance: dict) -> None:
-    """Texts [words, width], fp16. Raises OSError."""
+def write_texts(
+    path: Path, texts: Mapping[str, Tensor], space: LatentSpace, provenance: dict, prompts: Mapping[str, str] | None = None
+) -> None:
+    """Texts [words, width], fp16, into one file; prompts: id -> what it says, where that is known. Raises OSError."""
     state = {k: v.half() for k, v in texts.items()}
-    formats.write(folder / TEXTS, state, formats.Header("texts", space, {}, {}, provenance))
+    formats.write(path, state, formats.Header("texts", space, {"prompts": dict(prompts or {})}, {}, provenance))
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
@@ -133,9 +135,8 @@ def draw(data: PreferenceData, rows: Sequence[Row], sigma: float | None, generat
     for row in rows:
         level, caught = _level(data, row, sigma, generator)
         sides = [data.state(run, level if caught else None) for run in (row.a, row.b)]
-        if sides[0].shape != sides[1].shape:
-            shapes = " and ".join(str(list(z.shape)) for z in sides)
-            raise PrismDataError(f"runs '{row.a}' and '{row.b}' have latents {shapes}: encode both to one size")
+        length = common_shape(row, sides[0].shape, sides[1].shape)[1]
+        sides = [z[:, :length] for z in sides]
         if not caught:
             noise = torch.randn(sides[0].shape, generator=generator)
             sides = [level * noise + (1 - level) * z for z in sides]
@@ -147,12 +148,19 @@ def draw(data: PreferenceData, rows: Sequence[Row], sigma: float | None, generat
 
 
 def by_shape(data: PreferenceData, rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows parted by their latents' shape, which only headers are read for."""
+    """The rows parted by their latents' common shape, which only headers are read for. Raises PrismDataError."""
+    shapes = {name: latent_data.shape_of(next(iter(states.values()))) for name, states in data.runs.items()}
     groups = defaultdict(list)
     for row in rows:
-        ref = next(iter(data.runs[row.a].values()))
-        groups[latent_data.shape_of(ref)].append(row)
+        groups[common_shape(row, shapes[row.a], shapes[row.b])].append(row)
     return list(groups.values())
+
+
+def common_shape(row: Row, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    """The shape [C, T, H, W] at which two latents are compared: the shorter's. Raises PrismDataError where sizes differ."""
+    if (a[0], *a[2:]) != (b[0], *b[2:]):
+        raise PrismDataError(f"runs '{row.a}' and '{row.b}' have latents {list(a)} and {list(b)}: encode both to one size")
+    return (a[0], min(a[1], b[1]), *a[2:])
 
 
 def split(data: PreferenceData, share: float, seed: int) -> tuple[list[Row], list[Row]]:

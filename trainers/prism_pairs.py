@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import torch
-
 from .kernels.prism.preference_loss import LOSS, TIE, WIN
 
 LABELS = {"a": WIN, "b": LOSS, "same": TIE, "tie": TIE}
@@ -83,20 +81,6 @@ def require_classes(pairs: Sequence[Pair], source: str) -> None:
         decided = {p.outcome[dimension] for p in pairs if dimension in p.outcome} - {TIE}
         if not decided:
             raise PairsError(f"{source}: in dimension '{dimension}' every pair is a tie; leave it out with --dimensions")
-
-
-def split_by_prompt(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs with no prompt in both; about `share` of the prompts are held out, at least one.
-
-    Raises PairsError when there is one prompt only.
-    """
-    prompts = sorted({p.prompt for p in pairs})
-    if len(prompts) < 2:
-        raise PairsError(f"a held-out split needs two prompts, found {len(prompts)}")
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
-    held = {prompts[i] for i in order[:count]}
-    return [p for p in pairs if p.prompt not in held], [p for p in pairs if p.prompt in held]
 
 
 def of_scores(rows: Sequence[tuple[str, Path, dict[str, float]]]) -> list[Pair]:
