@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from . import wan_features
+from . import saved_metadata, wan_features
 from .latents import read_raw
 from .prism_type import Prism, PrismType
 
@@ -130,7 +130,7 @@ class PrismScore(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="All of it in words, by dimension and by sigma."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -145,6 +145,8 @@ class PrismScore(io.ComfyNode):
         text = report(head, scores, levels, warning)
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         clips = scores.mean(dim=(0, 1, 3))
+        found = {"node": "PRISM Score", "head": head.loaded.name, "sigmas": levels, "draws": draws, "seed": seed}
+        saved_metadata.note(cls, found | {"scores": clips.tolist()})
         return io.NodeOutput(float(clips.mean()), clips.tolist(), text, ui=ui.PreviewText(text))
 
 

@@ -47,7 +47,12 @@ def test_a_run_is_the_plain_run_of_its_seed(backbone, texts, tmp_path):  # noqa:
     path = wan_sampling.sigmas(6, 3.0).tolist()
     denoiser = wan_sampling.Denoiser(dit.model, [words["dog"]], words["bad"], 3.0)
     seen = []
-    z = wan_sampling.euler(denoiser, wan_sampling.noise((16, 2, 4, 8), [int(names["dog"][1].split("-")[1])]), path, watch=lambda x, s, i: seen.append(x))
+    z = wan_sampling.euler(
+        denoiser,
+        wan_sampling.noise((16, 2, 4, 8), [int(names["dog"][1].split("-")[1])]),
+        path,
+        watch=lambda x, s, i: seen.append(x),
+    )
     prism_data.write_rows(tmp_path / "runs", [prism_data.Row("dog", names["dog"][1], names["dog"][0], {"look": 1})])
     data = prism_data.load(tmp_path / "runs")
     kept = prism_collect.steps_of(path, (0.95, 0.8))
@@ -117,9 +122,9 @@ def test_scores_become_pairs_and_a_head_is_trained_on_them(backbone, texts, tmp_
     assert prism.main(argv) == 0
     rows = prism_data.load(out).rows
     assert len(rows) == 6
-    assert {(r.a, r.b): r.outcome["look"] for r in rows if r.prompt == "cat"} == {
-        pair: outcome for pair, outcome in zip(combinations(names["cat"], 2), (0, -1, 0), strict=True)
-    }
+    assert {(r.a, r.b): r.outcome["look"] for r in rows if r.prompt == "cat"} == dict(
+        zip(combinations(names["cat"], 2), (0, -1, 0), strict=True)
+    )
     assert all(r.outcome["calm"] == 0 for r in rows)
     prism_data.write_rows(out, [prism_data.Row(r.prompt, r.a, r.b, {"look": r.outcome["look"]}) for r in rows])
     assert train(out, backbone, tmp_path / "head.safetensors", steps=2) == 0

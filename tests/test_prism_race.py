@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,21 +20,46 @@ def plan_of(**options):
     return make_plan(schedule(), **({"candidates": 8, "levels": (0.8, 0.6, 0.4), "depth": 5, "tap": 2} | options))
 
 
-class Sampler:
-    """A sampler with a memory: its result depends on every step that it has taken."""
+@dataclass
+class Call:
+    sigma: float
+    who: int
+    x: float
 
-    def __init__(self, plan, quality):
-        self.plan, self.quality, self.steps = plan, quality, []
 
-    def __call__(self, i, stop=None):
-        history = []
-        points = {p.step for p in self.plan.checkpoints}
-        for step in range(self.plan.steps):
-            if stop is not None and step in points:
-                stop(self.quality[i])
-            self.steps.append((i, step))
-            history.append(torch.tensor(float(i * 100 + step)))
-        return torch.stack(history).cumsum(0)[-1]
+class Network:
+    """Answers x + 1, scores by a list, and keeps an eye on what it was asked."""
+
+    def __init__(self, quality):
+        self.quality, self.seen, self.scored, self.sizes = quality, [], [], []
+
+    def evaluate(self, calls, features):
+        assert len({c.sigma for c in calls}) == 1
+        self.sizes.append(len(calls))
+        self.seen += [(c.who, round(c.sigma, 6), f) for c, f in zip(calls, features, strict=True)]
+        return [c.x + 1 for c in calls]
+
+    def score(self, calls):
+        self.scored += [(c.who, round(c.sigma, 6)) for c in calls]
+        return [(self.quality[c.who], f"features of {c.who} at {c.sigma:.3f}") for c in calls]
+
+
+def sampler(plan):
+    """A sampler with a memory: its result depends on every output that it was given."""
+
+    def start(i, ask):
+        x, history = float(i), []
+        for step in range(plan.steps):
+            x = ask(Call(schedule()[step], i, x)) * (1 + 0.01 * len(history))
+            history.append(x)
+        return torch.tensor(history).cumsum(0)[-1]
+
+    return start
+
+
+def plain(plan, i):
+    """The result of candidate i alone."""
+    return sampler(plan)(i, lambda call: call.x + 1)
 
 
 class TestPausing:
@@ -115,40 +141,71 @@ class TestPausing:
         for one in several:
             one.drop()
 
+    def test_an_answer_is_what_the_stop_returns(self):
+        def function(stop):
+            return [stop("first"), stop("second")]
+
+        paused = Pausing(function)
+        assert paused.resume("nobody waits for this") == "first"
+        assert paused.resume(1) == "second"
+        assert paused.resume(2) == [1, 2]
+
     def test_dropping_is_no_exception_that_a_sampler_would_catch(self):
         assert not issubclass(Dropped, Exception)
 
 
 class TestRace:
-    quality = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0]
+    quality = (3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0)
 
-    def test_the_best_wins_with_the_result_of_its_plain_run(self):
-        plan = plan_of()
-        sampler = Sampler(plan, self.quality)
-        found = race.run(plan, sampler)
+    @pytest.mark.parametrize("chunk", [1, 3, 8])
+    def test_the_best_wins_with_the_result_of_its_plain_run(self, chunk):
+        plan, network = plan_of(), Network(self.quality)
+        found = race.run(plan, sampler(plan), network, chunk=chunk)
         assert found.winners == [5]
-        assert torch.equal(found.results[0], Sampler(plan, self.quality)(5))
+        assert torch.equal(found.results[0], plain(plan, 5))
+        assert max(network.sizes) == chunk
 
-    def test_exactly_the_plans_steps_are_run(self):
+    @pytest.mark.parametrize("chunk", [1, 3])
+    def test_exactly_the_plans_calls_are_answered(self, chunk):
         for options in ({}, {"keep": 2}, {"candidates": 5}, {"levels": (0.7,)}):
-            plan = plan_of(**options)
-            sampler = Sampler(plan, self.quality)
-            race.run(plan, sampler)
-            assert len(sampler.steps) * plan.passes == plan.cost.evaluations, options
+            plan, network = plan_of(**options), Network(self.quality)
+            race.run(plan, sampler(plan), network, chunk=chunk)
+            assert len(network.seen) * plan.passes == plan.cost.evaluations, options
+            assert len(set(network.seen)) == len(network.seen)
+            dropped = len(network.scored) - sum(p.survivors for p in plan.checkpoints)
+            assert dropped == plan.cost.partial
 
-    def test_a_restart_runs_winners_whole_again(self):
-        plan = plan_of(finish="restart", keep=2)
-        sampler = Sampler(plan, self.quality)
-        found = race.run(plan, sampler, again=lambda i: sampler(i))
-        assert found.winners == [5, 7]
+    def test_candidates_run_one_after_another_by_default(self):
+        plan, network = plan_of(candidates=2, levels=(0.8,)), Network(self.quality)
+        race.run(plan, sampler(plan), network)
+        assert [who for who, _, _ in network.seen][:4] == [0, 0, 1, 1]
+
+    @pytest.mark.parametrize("chunk", [1, 2, 8])
+    def test_features_go_along_with_the_call_that_they_were_found_for(self, chunk):
+        plan, network = plan_of(), Network(self.quality)
+        race.run(plan, sampler(plan), network, chunk=chunk)
+        given = {(who, sigma): f for who, sigma, f in network.seen if f is not None}
+        survivors = {0.8: (5, 7, 4, 2), 0.6: (5, 7), 0.4: (5,)}
+        assert given == {(i, s): f"features of {i} at {s:.3f}" for s, members in survivors.items() for i in members}
+
+    @pytest.mark.parametrize("chunk", [1, 4])
+    def test_a_restart_runs_winners_whole_again(self, chunk):
+        plan, network, restarted = plan_of(finish="restart", keep=2), Network(self.quality), []
+
+        def again(i, ask):
+            restarted.append(i)
+            return sampler(plan)(i, ask)
+
+        found = race.run(plan, sampler(plan), network, again=again, chunk=chunk)
+        assert found.winners == restarted == [5, 7]
         for result, i in zip(found.results, (5, 7), strict=True):
-            assert torch.equal(result, Sampler(plan, self.quality)(i))
-        assert len(sampler.steps) * plan.passes == plan.cost.evaluations
+            assert torch.equal(result, plain(plan, i))
+        assert len(network.seen) * plan.passes == plan.cost.evaluations
 
     def test_the_board_says_who_dropped_when(self):
         plan = plan_of()
         seen = []
-        board = race.run(plan, Sampler(plan, self.quality), on_rank=lambda order: seen.append(list(order))).board
+        board = race.run(plan, sampler(plan), Network(self.quality), on_rank=lambda order: seen.append(list(order))).board
         steps = [p.step for p in plan.checkpoints]
         assert {s.index: s.dropped for s in board} == {
             0: steps[0], 1: steps[0], 2: steps[1], 3: steps[0], 4: steps[1], 5: None, 6: steps[0], 7: steps[2],
@@ -159,37 +216,58 @@ class TestRace:
     def test_scores_may_change_on_the_way(self):
         plan = plan_of(candidates=4, levels=(0.8, 0.4), survivors=(2, 1))
 
-        def start(i, stop):
-            stop([4, 3, 2, 1][i])
-            stop([1, 2, 9, 9][i])
-            return i
+        class Fickle(Network):
+            def score(self, calls):
+                scores = (1, 2, 9, 9) if calls[0].sigma < 0.5 else (4, 3, 2, 1)
+                return [(scores[c.who], None) for c in calls]
 
-        assert race.run(plan, start).winners == [1]
+        assert race.run(plan, sampler(plan), Fickle(())).winners == [1]
 
     def test_one_candidate_is_run_plainly(self):
-        plan = plan_of(candidates=1, levels=())
-        sampler = Sampler(plan, self.quality)
-        assert race.run(plan, sampler).winners == [0]
-        assert len(sampler.steps) == plan.steps
+        plan, network = plan_of(candidates=1, levels=()), Network(self.quality)
+        assert race.run(plan, sampler(plan), network).winners == [0]
+        assert len(network.seen) == plan.steps
+        assert not network.scored
 
-    def test_an_error_or_an_interruption_ends_all_and_leaves_no_thread(self):
+    def test_samplers_of_their_own_step_size_are_answered_apart(self):
+        plan, network = plan_of(candidates=2, levels=(0.5,)), Network(self.quality)
+
+        def start(i, ask):
+            for sigma in ((1.0, 0.7, 0.5, 0.2), (1.0, 0.9, 0.8, 0.5))[i]:
+                ask(Call(sigma, i, 0.0))
+            return i
+
+        race.run(plan, start, network, chunk=2)
+        assert [(who, sigma) for who, sigma, _ in network.seen] == [
+            (0, 1.0), (1, 1.0), (1, 0.9), (1, 0.8), (0, 0.7), (0, 0.5), (0, 0.2),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("chunk", [1, 4])
+    def test_an_error_or_an_interruption_ends_all_and_leaves_no_thread(self, chunk):
         plan = plan_of()
         before = threading.active_count()
 
-        def start(i, stop):
-            stop(float(i))
-            if i == 6:
-                raise KeyboardInterrupt("stop")
-            stop(float(i))
-            stop(float(i))
+        def start(i, ask):
+            for step in range(plan.steps):
+                ask(Call(schedule()[step], i, 0.0))
+                if i == 5 and step == 5:
+                    raise KeyboardInterrupt("stop")
 
         with pytest.raises(KeyboardInterrupt):
-            race.run(plan, start)
+            race.run(plan, start, Network(self.quality), chunk=chunk)
         assert threading.active_count() == before
         with pytest.raises(PlanError, match="candidate 2 scored NaN"):
-            race.run(plan, lambda i, stop: stop(float("nan") if i == 2 else 1.0))
+            race.run(plan, sampler(plan), Network((1.0, 1.0, float("nan"), *[1.0] * 5)), chunk=chunk)
+        assert threading.active_count() == before
+
+        class Broken(Network):
+            def evaluate(self, calls, features):
+                raise MemoryError
+
+        with pytest.raises(MemoryError):
+            race.run(plan, sampler(plan), Broken(self.quality), chunk=chunk)
         assert threading.active_count() == before
 
     def test_a_candidate_that_ends_too_early_is_an_error(self):
         with pytest.raises(RuntimeError, match="candidate 0 ended before"):
-            race.run(plan_of(), lambda i, stop: 1.0)
+            race.run(plan_of(), lambda i, ask: 1.0, Network(self.quality))

@@ -78,6 +78,26 @@ def train(folder, backbone, out, *more, steps=120):
     return prism.main([str(a) for a in (*argv, *more)])
 
 
+def test_a_head_for_a_part_of_the_schedule(folder, backbone, tmp_path):
+    """One of two experts owns the noise levels above a boundary."""
+    assert train(folder, backbone, tmp_path / "high.safetensors", "--sigma_range", 0.875, 1, steps=2) == 0
+    loaded = files.load(tmp_path / "high.safetensors")
+    assert loaded.sigmas == (0.9, 0.9)
+    assert {row["sigma"] for row in loaded.metrics["accuracy"]} == {0.9}
+    clean = make_folder(tmp_path / "clean", caught=None)
+    data = prism_data.load(clean)
+    drawn = [prism_data.draw(data, data.rows[:1], None, torch.Generator().manual_seed(i), (0.2, 0.4)).sigma for i in range(30)]
+    assert 0.2 <= float(torch.stack(drawn).min()) < 0.25 < 0.35 < float(torch.stack(drawn).max()) <= 0.4
+    assert train(clean, backbone, tmp_path / "low.safetensors", "--sigma_range", 0, 0.875, steps=1) == 0
+    assert files.load(tmp_path / "low.safetensors").sigmas == (0.0, 0.875)
+
+
+@pytest.mark.parametrize("part", [("0.5", "0.2"), ("-1", "1"), ("0.91", "0.95")])
+def test_bad_parts_of_the_schedule(folder, backbone, tmp_path, part, capsys):
+    assert train(folder, backbone, tmp_path / "head.safetensors", "--sigma_range", *part, steps=1) == 2
+    assert "--sigma_range" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def trained(folder, backbone, tmp_path_factory):
     out = tmp_path_factory.mktemp("head") / "head.safetensors"

@@ -84,6 +84,14 @@ def test_a_folder_and_a_file_of_the_same_weights_agree(model, inputs, tmp_path):
     torch.testing.assert_close(folder.features(*inputs, taps=(1,)), file.features(*inputs, taps=(1,)))
 
 
+def test_a_folder_of_two_experts_asks_for_one(model, tmp_path):
+    for name in ("transformer", "transformer_2"):
+        model.save_pretrained(tmp_path / "a14b" / name)
+    with pytest.raises(wan_dit.DitError, match="two experts .*a14b/transformer for high noise"):
+        wan_dit.load(tmp_path / "a14b")
+    assert wan_dit.load(tmp_path / "a14b" / "transformer_2", last_block=0).backbone.architecture
+
+
 def test_half_precision_keeps_what_must_stay_exact(model, inputs, tmp_path):
     path = tmp_path / "wan.safetensors"
     save_file({k: v.bfloat16() for k, v in original(model).items()}, path)

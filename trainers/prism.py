@@ -1,6 +1,7 @@
 """PRISM heads: clips collected or cached, heads trained on the preferences between them and measured by noise level.
 
-    python -m trainers.prism cache --pairs pairs.csv --vae wan_2.1_vae.safetensors --text_encoder umt5_xxl.safetensors --output runs/
+    python -m trainers.prism cache --pairs pairs.csv --vae wan_2.1_vae.safetensors --text_encoder umt5_xxl.safetensors \\
+        --output runs/
 
 or from runs of one's own model:
 

@@ -41,7 +41,9 @@ def add_arguments(parser) -> None:
     clips.add_argument("--fps", type=float, default=16.0, help="frames per second (default 16); slower videos keep theirs")
     clips.add_argument("--latent_dtype", choices=("float16", "float32"), default="float16", help="stored (default float16)")
     compute = parser.add_argument_group("computing")
-    compute.add_argument("--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16")
+    compute.add_argument(
+        "--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16"
+    )
     compute.add_argument("--tiling", action="store_true", help="encode in tiles: less memory, not quite the same latents")
     compute.add_argument("--shard_clips", type=int, default=32, help="clips per shard: what a crash can lose (default 32)")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -122,7 +124,10 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
     videos = any(path.suffix.lower() not in latent_data.SUFFIXES for path, _ in clips.values())
     if videos and args.vae is None:
         raise ValueError(f"{args.pairs}: names videos, so --vae is needed to encode them")
-    vae, settings = None, {"size": f"{args.width}x{args.height}", "fps": args.fps, "frames": args.frames, "dtype": args.latent_dtype}
+    vae, settings = (
+        None,
+        {"size": f"{args.width}x{args.height}", "fps": args.fps, "frames": args.frames, "dtype": args.latent_dtype},
+    )
     if videos:
         device = shell_lcc_device.pick_device(args.device)
         name = args.vae_dtype if args.vae_dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"

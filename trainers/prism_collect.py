@@ -1,7 +1,8 @@
 """Samples several seeds of every prompt and keeps what a head will meet: the states on the way, and the finished latent.
 
-Prompts come embedded, as a file of kind "texts". Each prompt has a shard of its own, so a run that was cut off goes on with
-the next one, and noise of its own. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to `label`.
+Prompts come embedded, as a file of kind "texts". Each prompt has noise of its own and a shard of its own, so a run that was
+cut off goes on with the next one. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to
+`label`.
 """
 
 import argparse
@@ -36,7 +37,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--cfg", type=float, default=6.0)
     parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="noise levels at which to keep the state")
     parser.add_argument(
-        "--part", type=_part, default=(1, 1), metavar="I/N", help="sample every N-th prompt from the I-th, so that N share the work"
+        "--part",
+        type=_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="sample every N-th prompt from the I-th, so that N share the work",
     )
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")

@@ -125,15 +125,23 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     write_atomic(folder / PAIRS, lambda partial: Path(partial).write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def draw(data: PreferenceData, rows: Sequence[Row], sigma: float | None, generator: torch.Generator) -> Batch:
+def draw(
+    data: PreferenceData,
+    rows: Sequence[Row],
+    sigma: float | None,
+    generator: torch.Generator,
+    within: tuple[float, float] = (0.0, 1.0),
+) -> Batch:
     """A batch of these rows, all latents of one shape.
 
-    sigma: the noise level; None draws one for each pair: of those that both runs were caught at, else uniformly from 0 to
-    1. A pair shares its noise and its level, so that what differs is the clips. Raises PrismDataError where shapes differ.
+    sigma: the noise level; None draws one for each pair from the range `within`: of those that both runs were caught at,
+    else uniformly. A pair shares its noise, its level and its length, so that what differs is the clips: Wan's VAE is
+    causal, and the first frames of the longer latent are what the shorter clip would have been. Raises PrismDataError
+    where sizes differ.
     """
     xs, sigmas = ([], []), []
     for row in rows:
-        level, caught = _level(data, row, sigma, generator)
+        level, caught = _level(data, row, sigma, generator, within)
         sides = [data.state(run, level if caught else None) for run in (row.a, row.b)]
         length = common_shape(row, sides[0].shape, sides[1].shape)[1]
         sides = [z[:, :length] for z in sides]
@@ -181,14 +189,20 @@ def require_classes(rows: Sequence[Row], source: str | Path) -> None:
             raise PrismDataError(f"{source}: in dimension '{name}' every training pair is a tie; leave that dimension out")
 
 
-def _level(data: PreferenceData, row: Row, sigma: float | None, generator: torch.Generator) -> tuple[float, bool]:
+def _level(
+    data: PreferenceData, row: Row, sigma: float | None, generator: torch.Generator, within: tuple[float, float]
+) -> tuple[float, bool]:
     """(noise level, whether both runs were caught at it)."""
+    low, high = within
     common = sorted(s for s in data.runs[row.a].keys() & data.runs[row.b].keys() if s is not None)
     clean = None in data.runs[row.a] and None in data.runs[row.b]
     if sigma is None:
-        if common:
-            return common[int(torch.randint(0, len(common), (), generator=generator))], True
-        sigma = float(torch.rand((), generator=generator))
+        usable = [s for s in common if low - 1e-4 <= s <= high + 1e-4]
+        if usable:
+            return usable[int(torch.randint(0, len(usable), (), generator=generator))], True
+        if common and not clean:
+            raise PrismDataError(f"runs '{row.a}' and '{row.b}' were both caught at no sigma from {low:g} to {high:g}")
+        sigma = low + (high - low) * float(torch.rand((), generator=generator))
     near = [s for s in common if abs(s - sigma) < 1e-4]
     if near:
         return near[0], True

@@ -40,6 +40,10 @@ def add_arguments(parser) -> None:
     how = parser.add_argument_group("training")
     how.add_argument("--held_out", type=float, default=0.1, help="share of prompts to measure on (default 0.1)")
     how.add_argument("--levels", type=float, nargs="+", help="noise levels to measure at (default: those of the data, or 7)")
+    how.add_argument(
+        "--sigma_range", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(0.0, 1.0),
+        help="noise levels to train on, such as those of one of two experts (default 0 1)",
+    )  # fmt: skip
     how.add_argument("--max_train_steps", type=int, default=5000)
     how.add_argument("--train_batch_size", type=int, default=8, help="pairs a process and step (default 8)")
     how.add_argument("--learning_rate", type=float, default=1e-4)
@@ -76,9 +80,13 @@ def held_out_halves(data: prism_data.PreferenceData, share: float, seed: int):
     return fit, [r for r in held if r.prompt in tuning], [r for r in held if r.prompt not in tuning]
 
 
-def levels_of(data: prism_data.PreferenceData, wanted) -> list[float]:
-    """The noise levels to measure at: as wanted, else those that runs were caught at, else LEVELS."""
-    return sorted(wanted or data.levels() or LEVELS, reverse=True)
+def levels_of(data: prism_data.PreferenceData, wanted, within: tuple[float, float] = (0.0, 1.0)) -> list[float]:
+    """The noise levels to measure at: as wanted, else those that runs were caught at, else LEVELS, within a range."""
+    low, high = within
+    known = wanted or [s for s in data.levels() or LEVELS if low - 1e-4 <= s <= high + 1e-4]
+    if not known:
+        raise ValueError(f"--sigma_range {low:g} {high:g}: the runs were caught at {data.levels()}; give --levels")
+    return sorted(known, reverse=True)
 
 
 def table(found: dict) -> str:
@@ -101,7 +109,8 @@ def _train(args, place) -> int:
     data = prism_data.load(args.data)
     fit, tuning, held = held_out_halves(data, args.held_out, args.seed)
     prism_data.require_classes(fit, args.data)
-    levels = levels_of(data, args.levels)
+    within = tuple(args.sigma_range)
+    levels = levels_of(data, args.levels, within)
     dit = wan_dit.load(args.backbone, max(args.taps), DTYPES[args.backbone_dtype], place.device)
     config = HeadConfig(
         dit.backbone.width, args.dim, args.heads, args.layers, tuple(args.taps), args.queries, data.dimensions, args.time,
@@ -110,7 +119,7 @@ def _train(args, place) -> int:
     accelerator = Accelerator(cpu=place.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
     settings = Settings(
         args.max_train_steps, args.train_batch_size, place.count, args.learning_rate, args.weight_decay,
-        args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed,
+        args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed, within,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     head = PrismHead(config)
@@ -143,10 +152,11 @@ def _train(args, place) -> int:
     if not place.main:
         return 0
     found = prism_train.accuracies(Scorer(dit, head), data, held, tuning, levels, args.train_batch_size, args.seed)
-    low, high = (0.0, 1.0) if not data.levels() else (min(data.levels()), max(data.levels()))
+    caught = [s for s in data.levels() if within[0] - 1e-4 <= s <= within[1] + 1e-4]
+    sigmas = (min(caught), max(caught)) if caught else within
     notes = {"seed": args.seed, "pairs": len(fit), "prompts": len({r.prompt for r in fit}), "held_out_pairs": len(held)}
     loaded = files.LoadedHead(
-        head.cpu(), dit.backbone, data.space, (low, high), found["thresholds"],
+        head.cpu(), dit.backbone, data.space, sigmas, found["thresholds"],
         {"accuracy": found["table"], "training": figures}, provenance(args.argv, "trainers.prism") | notes, output.stem,
     )  # fmt: skip
     files.save(loaded, output)
@@ -183,6 +193,9 @@ def _check(args) -> None:
         raise ValueError(f"--learning_rate must be above 0, got {args.learning_rate}")
     if not 0 < args.held_out < 1:
         raise ValueError(f"--held_out must lie between 0 and 1, got {args.held_out}")
+    low, high = args.sigma_range
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"--sigma_range {low:g} {high:g}: expected two noise levels from 0 to 1, the lower first")
     for level in args.levels or ():
         if not 0 <= level <= 1:
             raise ValueError(f"--levels are noise levels from 0 to 1, got {level}")

@@ -14,7 +14,10 @@ from .wan_vae import DTYPES
 def add_encoder(group, required: bool) -> None:
     """The arguments that say which text encoder is used and how."""
     group.add_argument(
-        "--text_encoder", required=required, metavar="FILE_OR_DIR", help="ComfyUI's umt5_xxl .safetensors, or a transformers folder"
+        "--text_encoder",
+        required=required,
+        metavar="FILE_OR_DIR",
+        help="ComfyUI's umt5_xxl .safetensors, or a transformers folder",
     )
     group.add_argument(
         "--text_dtype", choices=tuple(DTYPES), default="bfloat16", help="in which it computes (default bfloat16; 11 GB)"

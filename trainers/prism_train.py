@@ -24,7 +24,7 @@ from .wan_text_padding import fold
 class Settings:
     """What decides the outcome of a training, together with the data and the head's configuration.
 
-    batch: pairs a process and step; eta: of the loss; swap: present half of the pairs in the other order.
+    batch: pairs a process and step; eta: of the loss; sigmas: lowest and highest noise level.
     """
 
     steps: int
@@ -37,6 +37,7 @@ class Settings:
     eta: float
     precision: str
     seed: int
+    sigmas: tuple[float, float] = (0.0, 1.0)
 
 
 class Scorer(torch.nn.Module):
@@ -156,7 +157,7 @@ def batch_of(data: PreferenceData, groups: Sequence[Sequence[Row]], settings: Se
     rows = [group[i] for i in torch.randint(0, len(group), (settings.batch,), generator=generator).tolist()]
     swap = torch.rand(len(rows), generator=generator) < 0.5
     rows = [swapped(r) if s else r for r, s in zip(rows, swap.tolist(), strict=True)]
-    return draw(data, rows, None, generator)
+    return draw(data, rows, None, generator, settings.sigmas)
 
 
 def swapped(row: Row) -> Row:

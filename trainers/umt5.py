@@ -58,7 +58,9 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     elif path.is_file():
         tokens, model = _from_file(path, dtype)
     else:
-        raise FileNotFoundError(f"{path}: no such file or folder; give ComfyUI's umt5_xxl .safetensors or a transformers folder")
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; give ComfyUI's umt5_xxl .safetensors or a transformers folder"
+        )
     return Umt5(tokens, model.train(False).requires_grad_(False).to(device), path.name)
 
 

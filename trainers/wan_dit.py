@@ -117,6 +117,11 @@ def _from_file(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tens
 
 
 def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
+    if (path / "transformer_2").is_dir():
+        raise DitError(
+            f"{path}: has two experts (Wan 2.2 A14B), and a head belongs to one: give {path / 'transformer'} for high noise "
+            f"or {path / 'transformer_2'} for low noise, and to `train` the --levels that it owns"
+        )
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

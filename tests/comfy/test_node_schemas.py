@@ -161,7 +161,7 @@ def test_pack_loads_at_once_and_in_silence(server):
 def test_importing_the_nodes_needs_nothing_that_comfyui_has_not_loaded():
     """What costs seconds, such as diffusers or FAISS, is imported by the function that needs it."""
     core = {"comfy", "comfy_api", "folder_paths", "latent_preview", "server"}
-    loaded = {"torch", "safetensors", "numpy", "av"} | core | sys.stdlib_module_names
+    loaded = {"torch", "safetensors", "numpy", "av", "PIL"} | core | sys.stdlib_module_names
     for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Import):

@@ -1,5 +1,6 @@
 """PRISM Best-of-N inside ComfyUI: candidates are ordinary runs, winners too, and the cost is the plan's."""
 
+import json
 import re
 import threading
 
@@ -34,8 +35,17 @@ def head(comfy, models_dir, wan):
 def plain(comfy, wan, seed, sampler="euler", cfg=6.0, model=None, latent=None):
     model_, positive, negative, empty = wan
     (out,) = comfy.run(
-        "KSampler", model=model or model_, positive=positive, negative=negative, latent_image=latent or empty, seed=seed,
-        steps=STEPS, cfg=cfg, sampler_name=sampler, scheduler="simple", denoise=1.0,
+        "KSampler",
+        model=model or model_,
+        positive=positive,
+        negative=negative,
+        latent_image=latent or empty,
+        seed=seed,
+        steps=STEPS,
+        cfg=cfg,
+        sampler_name=sampler,
+        scheduler="simple",
+        denoise=1.0,
     )
     return out["samples"]
 
@@ -44,9 +54,19 @@ def race(comfy, wan, head, sampler="euler", cfg=6.0, model=None, latent=None, se
     """(samples, scores, seeds, report)"""
     model_, positive, negative, empty = wan
     options = {"candidates": 8, "keep": 1, "checkpoints": CHECKPOINTS, "finish": "continue"} | changes
-    out, scores, seeds, text = comfy.run(
-        node("PrismKSampler"), model=model or model_, head=head, positive=positive, negative=negative,
-        latent_image=latent or empty, seed=seed, steps=STEPS, cfg=cfg, sampler_name=sampler, scheduler="simple", denoise=1.0,
+    out, scores, seeds, text, _ = comfy.run(
+        node("PrismKSampler"),
+        model=model or model_,
+        head=head,
+        positive=positive,
+        negative=negative,
+        latent_image=latent or empty,
+        seed=seed,
+        steps=STEPS,
+        cfg=cfg,
+        sampler_name=sampler,
+        scheduler="simple",
+        denoise=1.0,
         **options,
     )
     return out["samples"], scores, seeds, text
@@ -134,7 +154,14 @@ def test_an_image_to_video_model_races_too(comfy, models_dir):
     (vae,) = comfy.run("VAELoader", vae_name=VAE_NAME)
     (text,) = comfy.run("CLIPTextEncode", clip=clip, text="a cat walks")
     positive, negative, latent = comfy.run(
-        "WanImageToVideo", positive=text, negative=text, vae=vae, width=64, height=64, length=9, batch_size=1,
+        "WanImageToVideo",
+        positive=text,
+        negative=text,
+        vae=vae,
+        width=64,
+        height=64,
+        length=9,
+        batch_size=1,
         start_image=torch.rand(1, 64, 64, 3),
     )
     backbone = comfy.module("kernels.prism.backbone").of_wan(model.model.diffusion_model.state_dict())
@@ -171,17 +198,166 @@ def test_what_cannot_race_is_named(comfy, wan, head):
         race(comfy, wan, head, checkpoints="soon")
     with pytest.raises(Exception, match="keep 9 of 8 candidates"):
         race(comfy, wan, head, keep=9)
-    (cached,) = comfy.run(
-        "EasyCache", model=model, reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False
-    )
-    with pytest.raises(Exception, match="carries easycache"):
-        race(comfy, wan, head, model=cached)
     (noise,) = comfy.run("DisableNoise")
     (guider,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=5.0)
     (sampler,) = comfy.run("KSamplerSelect", sampler_name="euler")
     (sigmas,) = comfy.run("BasicScheduler", model=model, scheduler="simple", steps=STEPS, denoise=1.0)
     with pytest.raises(Exception, match="noise without a seed"):
         comfy.run(
-            node("PrismBestOfN"), noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent, head=head,
-            candidates=2, keep=1, checkpoints=CHECKPOINTS, finish="continue",
+            node("PrismBestOfN"),
+            noise=noise,
+            guider=guider,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=latent,
+            head=head,
+            candidates=2,
+            keep=1,
+            checkpoints=CHECKPOINTS,
+            finish="continue",
+        )
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_ancestral"])
+def test_candidates_may_be_evaluated_together(comfy, wan, head, sampler):
+    rows = []
+    blocks = wan[0].model.diffusion_model.blocks
+    hooks = [b.register_forward_hook(lambda m, a, out: rows.append(out.shape[0])) for b in blocks]
+    samples, scores, (seed,), text = race(comfy, wan, head, sampler, chunk=3)
+    for hook in hooks:
+        hook.remove()
+    alone = race(comfy, wan, head, sampler)
+    assert seed == alone[2][0]
+    assert scores == pytest.approx(alone[1], abs=1e-4)
+    assert close(samples, plain(comfy, wan, seed, sampler)) < 1e-4
+    assert max(rows) == 6
+    assert sum(rows) == int(re.search(r"(\d+) blocks", text)[1])
+    assert text.splitlines()[1] == alone[3].splitlines()[1]
+
+
+def test_a_batch_of_clips_is_evaluated_together_too(comfy, wan, head):
+    (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=2)
+    samples, _, (seed,), _ = race(comfy, wan, head, latent=latent, candidates=4, chunk=4)
+    assert close(samples, plain(comfy, wan, seed, latent=latent)) < 1e-4
+
+
+def test_where_memory_runs_out_fewer_are_evaluated_together(comfy, wan, head, monkeypatch):
+    rows, failures = [], []
+    block = wan[0].model.diffusion_model.blocks[0]
+
+    def full(module, arguments, out):
+        rows.append(out.shape[0])
+        if out.shape[0] > 4:
+            failures.append(out.shape[0])
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    hook = block.register_forward_hook(full)
+    try:
+        samples, _, (seed,), _ = race(comfy, wan, head, chunk=8)
+    finally:
+        hook.remove()
+    # Sixteen rows, then eight: from there on four, two candidates under classifier-free guidance.
+    assert failures == [16, 8]
+    assert close(samples, plain(comfy, wan, seed)) < 1e-4
+    hook = block.register_forward_hook(lambda m, a, out: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("all of it")))
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            race(comfy, wan, head, chunk=2)
+    finally:
+        hook.remove()
+
+
+class TestDrafts:
+    """Candidates under a step cache."""
+
+    @pytest.fixture
+    def cached(self, comfy, wan):
+        return comfy.run("EasyCache", model=wan[0], reuse_threshold=9.0, start_percent=0.1, end_percent=0.95, verbose=False)[0]
+
+    @pytest.fixture
+    def lazy(self, comfy, wan):
+        return comfy.run("LazyCache", model=wan[0], reuse_threshold=9.0, start_percent=0.1, end_percent=0.95, verbose=False)[0]
+
+    @pytest.mark.parametrize("which", ["cached", "lazy"])
+    def test_each_is_the_cached_run_of_its_seed(self, comfy, wan, head, which, request):
+        model = request.getfixturevalue(which)
+        samples, _, seeds, text = race(comfy, wan, head, model=model, candidates=3, keep=3, chunk=3)
+        assert seeds == [5, 6, 7]
+        for one, seed in zip(samples, seeds, strict=True):
+            assert torch.equal(one[None], plain(comfy, wan, seed, model=model))
+            assert close(one[None], plain(comfy, wan, seed)) > 1e-3
+        evaluations = int(re.search(r"(\d+) evaluations", text)[1])
+        assert evaluations < 3 * 2 * STEPS
+
+    @pytest.mark.parametrize("which", ["cached", "lazy"])
+    def test_scores_do_not_touch_the_memory(self, comfy, wan, head, which, request):
+        model = request.getfixturevalue(which)
+        samples, _, (seed,), _ = race(comfy, wan, head, model=model, candidates=4)
+        assert close(samples, plain(comfy, wan, seed, model=model)) < 1e-4
+
+    @pytest.mark.parametrize("which", ["cached", "lazy"])
+    def test_a_restarted_winner_is_sampled_without(self, comfy, wan, head, which, request):
+        model = request.getfixturevalue(which)
+        samples, _, (seed,), text = race(comfy, wan, head, model=model, candidates=4, finish="restart", checkpoints="0.75")
+        assert torch.equal(samples, plain(comfy, wan, seed))
+        whole = race(comfy, wan, head, candidates=4, finish="restart", checkpoints="0.75")[3]
+        share = [float(re.search(r"blocks: ([\d.]+) %", t)[1]) for t in (text, whole)]
+        assert share[0] < 0.9 * share[1]
+
+
+def test_the_board_shows_every_candidate(comfy, wan, head):
+    model_, positive, negative, empty = wan
+    *_, text, board = comfy.run(
+        node("PrismKSampler"), model=model_, head=head, positive=positive, negative=negative, latent_image=empty, seed=5,
+        steps=STEPS, cfg=6.0, sampler_name="euler", scheduler="simple", denoise=1.0, candidates=5, keep=2,
+        checkpoints=CHECKPOINTS, finish="continue",
+    )  # fmt: skip
+    assert board.ndim == 4
+    assert board.shape[0] == 1
+    assert board.shape[3] == 3
+    # Four columns and two rows of pictures 256 wide.
+    assert board.shape[2] > 4 * 256
+    assert board.shape[1] > 2 * 256
+    assert 0 <= float(board.min()) < float(board.max()) <= 1
+
+
+def test_scores_are_in_what_is_saved(comfy, wan, head):
+    model_, positive, negative, empty = wan
+    saved = {"workflow": {}}
+    comfy.run(
+        node("PrismKSampler"), model=model_, head=head, positive=positive, negative=negative, latent_image=empty, seed=5,
+        steps=STEPS, cfg=6.0, sampler_name="euler", scheduler="simple", denoise=1.0, candidates=4, keep=1,
+        checkpoints=CHECKPOINTS, finish="continue", extra_data={"extra_pnginfo": saved},
+    )  # fmt: skip
+    (entry,) = saved["intrinsic_reward"].values()
+    assert entry["head"] == "race"
+    assert [c["seed"] for c in entry["candidates"]] == [5, 6, 7, 8]
+    assert sum(c["dropped"] is None for c in entry["candidates"]) == len(entry["winners"]) == 1
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_the_first_of_two_experts_is_raced_on_its_part_of_the_schedule(comfy, wan, head):
+    """Wan 2.2 A14B samples with one model down to a noise level, and with another from there."""
+    model, positive, negative, latent = wan
+    (guider,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=5.0)
+    (sampler,) = comfy.run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = comfy.run("BasicScheduler", model=model, scheduler="simple", steps=STEPS, denoise=1.0)
+    high, low = comfy.run("SplitSigmas", sigmas=sigmas, step=5)
+    (second,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=2.0)
+    (nothing,) = comfy.run("DisableNoise")
+
+    def finish(out):
+        inputs = {"noise": nothing, "guider": second, "sampler": sampler, "sigmas": low, "latent_image": out}
+        return comfy.run("SamplerCustomAdvanced", **inputs)[0]["samples"]
+
+    (noise,) = comfy.run("RandomNoise", noise_seed=5)
+    first = {"guider": guider, "sampler": sampler, "sigmas": high, "latent_image": latent}
+    out, _, (seed,), *_ = comfy.run(
+        node("PrismBestOfN"), noise=noise, head=head, candidates=4, keep=1, checkpoints="0.97, 0.9", finish="restart", **first
+    )
+    (own,) = comfy.run("RandomNoise", noise_seed=seed)
+    assert torch.equal(finish(out), finish(comfy.run("SamplerCustomAdvanced", noise=own, **first)[0]))
+    with pytest.raises(Exception, match="no step starts at or below sigma 0.5"):
+        comfy.run(
+            node("PrismBestOfN"), noise=noise, head=head, candidates=4, keep=1, checkpoints="0.5", finish="continue", **first
         )

@@ -28,9 +28,15 @@ def close(a, b):
 
 def test_captions_give_the_same_embeddings(comfy, toy):
     _, clip, _, world = toy
+    from benchmarks.toy_world import weights
+    from trainers import umt5
+
+    encoder = umt5.load(weights.FOLDER / weights.TEXT)
     for text in (CAPTION, ""):
         ((embedding, _),) = comfy.run("CLIPTextEncode", clip=clip, text=text)[0]
         assert close(embedding, world.text.encode([text])) < 1e-3
+        words = encoder.encode(text)
+        assert close(embedding[0, : len(words)], words) < 1e-3
 
 
 def test_the_same_noise_prompt_and_schedule_give_the_same_latents(comfy, toy):
