@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 from benchmarks.toy_world import (
+    candidates,
     corruptions,
     guidance,
     jobs,
@@ -165,7 +166,8 @@ class TestJobs:
 
     def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
         latents = weights.FOLDER / weights.LATENTS
-        files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, tmp_path / "patches", tmp_path / "table", latents)
+        others = (tmp_path / "patches", tmp_path / "table", latents, tmp_path / "heads")
+        files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, *others)
         plan = jobs.split_up("renders", "judge_test", 2)
         first = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
         kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
@@ -271,10 +273,22 @@ def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
         for job in every:
             if job.kind == "predictions":
                 found[job] = {"distance": 1 + torch.rand(job.count, pipeline.STEPS, 5, 8, 8)}
+            elif job.kind in jobs.TABLES:
+                found[job] = tables(job.count)
         return found
 
+    def tables(count):
+        """Candidates as a pool, drafts and the judge's early looks at once."""
+        oracle = torch.rand(count)
+        told = oracle[:, None] + 0.3 * torch.randn(count, len(candidates.STEPS))
+        names = candidates.HEADS
+        out = {"oracle.overall": oracle, "evaluations": torch.full((count,), 9)}
+        out |= {f"score.{n}": told for n in names} | {f"finished.{n}": told[:, -1] for n in names}
+        return out | {f"judge.{k}": told[:, : len(candidates.JUDGED_STEPS)] for k in ("noisy", "prediction")}
+
     monkeypatch.setattr(jobs, "run", run)
-    assert report.main(["--clips", "32", "--extra", "--output_dir", str(tmp_path)]) == 0
+    monkeypatch.setattr(candidates, "taps", lambda folder: dict.fromkeys(candidates.HEADS, 11))
+    assert report.main(["--clips", "32", "--captions", "6", "--extra", "--output_dir", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in (*shell_lcc_rows.SETTINGS, *shell_lcc_rows.REFINE_SETTINGS, *stack_rows.KINDS):
         assert f"| {name} |" in text or f" {name} |" in text, name
@@ -282,7 +296,12 @@ def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
     figures = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in figures["shell_lcc"]] == list(shell_lcc_rows.SETTINGS)
     assert len(figures["predictions"]) == pipeline.STEPS
-    for picture in ("stack.png", "shell_lcc.png"):
+    for kind in ("random seed", "oracle, full", "query, halving", "query, one early prune", "query, cached drafts"):
+        assert f"| 8 | {kind} |" in text, kind
+    assert "6 held-out captions, 16 seeds each" in text
+    assert {row["n"] for row in figures["prism"]["best_of_n"]} == {4, 8, 16}
+    assert len(figures["prism"]["accuracy"]) == len(candidates.STEPS) + 1
+    for picture in ("stack.png", "shell_lcc.png", "prism.png"):
         assert (tmp_path / picture).stat().st_size > 5_000
     assert "report.md" in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ from trainers.kernels.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur
 
-from . import judge, pipeline
+from . import candidates, judge, pipeline, weights
 from .captions import VALUES
 from .clips import clip, scene_of, sibling
 from .guidance import Guidance, SigmaTable
@@ -32,14 +32,14 @@ BATCH = 8
 VERSION = 1
 # Siblings: for every clip so many other scenes of its caption, the distribution that its samples should come from.
 SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
-
-
+# Tables of one caption's candidates; the clips of such a job are the seeds of clip `start`'s caption.
+TABLES = {"candidates": candidates.run, "drafts": candidates.run_drafts, "judged": candidates.run_judged}
 DAMAGES = {"half blur": half_blur, "noise": add_noise}
 
 
 @dataclass(frozen=True)
 class Files:
-    """What jobs are done with. patches (a manifold of 2x2 squares) and table may be missing where no job needs them."""
+    """What jobs are done with. patches (a manifold of 2x2 squares), table and heads may be missing where no job needs them."""
 
     weights: Path
     judge: Path
@@ -47,13 +47,21 @@ class Files:
     patches: Path
     table: Path
     latents: Path
+    heads: Path
 
     def digest(self) -> str:
-        """16 hexadecimal digits of everything but patches and table, which follow from the rest."""
+        """16 hexadecimal digits of everything but patches and table, which follow from the rest, and heads."""
         found = hashlib.sha256(f"{VERSION} {pipeline.STEPS} {pipeline.CFG} {pipeline.SHIFT}".encode())
         for path in (*sorted(self.weights.glob("*.safetensors")), self.judge, self.manifold):
             found.update(path.name.encode() + path.read_bytes())
         return found.hexdigest()[:16]
+
+    def heads_digest(self) -> str:
+        """8 hexadecimal digits of the heads' files."""
+        found = hashlib.sha256()
+        for path in sorted(self.heads.glob("*.safetensors")):
+            found.update(path.name.encode() + path.read_bytes())
+        return found.hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Job:
     """Clips start to start + count of a split. guidance: of samples and of refined latents, None without any.
 
     kind: renders, reconstructions (renders through the VAE), samples, predictions, one of SIBLINGS, or "refined <damage>":
-    latents of renders with a DAMAGE done to them, corrected once by the guidance.
+    latents of renders with a DAMAGE done to them, corrected once by the guidance; or one of TABLES, see there.
     """
 
     kind: str
@@ -84,9 +92,12 @@ class Worker:
         self.manifolds = {1: self.manifold} | ({2: manifolds.load(files.patches)} if files.patches.exists() else {})
         self.table = SigmaTable.load(files.table) if files.table.exists() else None
         self.latents = files.latents
+        self.heads = candidates.load_heads(files.heads, files.weights / weights.DIT)
 
     @torch.no_grad()
     def run(self, job: Job) -> dict[str, Tensor]:
+        if job.kind in TABLES:
+            return TABLES[job.kind](self.world, self.judge, self.heads, job.split, job.start, job.count)
         index = range(job.start, job.start + job.count)
         if job.kind == "predictions":
             return {"distance": self._predictions(index)}
@@ -157,8 +168,8 @@ def split_up(kind: str, split: str, count: int, guidance: Guidance | None = None
 
 def run(jobs: Sequence[Job], files: Files, folder: Path, processes: int, title: str) -> dict[Job, dict[str, Tensor]]:
     """Results of all jobs; those whose file is in `folder` are read from it."""
-    digest = files.digest()
-    paths = {job: folder / job.name(digest) for job in jobs}
+    plain, with_heads = files.digest(), f"{files.digest()}-{files.heads_digest()}"
+    paths = {job: folder / job.name(with_heads if job.kind in TABLES else plain) for job in jobs}
     missing = [job for job, path in paths.items() if not path.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)

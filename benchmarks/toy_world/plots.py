@@ -53,6 +53,32 @@ def shell_lcc(rows, path: Path) -> None:
     _save(figure, path)
 
 
+def prism(levels, rows, path: Path) -> None:
+    """Left: accuracy by noise level and scorer. Right: gain over a random seed by cost, a line a choice, its points N."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name in sorted({n for level in levels for n in level.accuracy}):
+        seen = [(level.sigma, level.accuracy[name]) for level in levels[:-1] if name in level.accuracy]
+        left.errorbar(
+            [s for s, _ in seen], [e.mean for _, e in seen], yerr=[e.half for _, e in seen], label=name, capsize=2, marker="o",
+            markersize=3, linestyle="dotted" if "judge" in name else "solid",
+        )  # fmt: skip
+    left.axhline(0.5, color=GREY, linewidth=1)
+    left.set(xlabel="sigma", ylabel="pairs of seeds ordered right", xlim=(1.0, 0.2))
+    left.legend(fontsize="small")
+    for name in dict.fromkeys(r.name for r in rows if r.name != "random seed" and not r.name.startswith("mean")):
+        seen = [r for r in rows if r.name == name]
+        right.errorbar(
+            [r.evaluations / 40 for r in seen], [r.gain.mean for r in seen], yerr=[r.gain.half for r in seen], label=name,
+            capsize=2, marker="o", markersize=4,
+        )  # fmt: skip
+        for r in seen:
+            right.annotate(str(r.size), (r.evaluations / 40, r.gain.mean), fontsize="x-small")
+    right.axhline(0, color=GREY, linewidth=1)
+    right.set(xlabel="cost, in runs of one clip", ylabel="oracle score over a random seed's", xscale="log")
+    right.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _save(figure, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

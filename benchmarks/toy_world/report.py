@@ -20,7 +20,7 @@ from trainers.kernels.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.wan_vae import file_digest
 
-from . import jobs, judge, plots, shell_lcc_rows, stack_rows, weights
+from . import candidates, jobs, judge, plots, prism_rows, shell_lcc_rows, stack_rows, weights
 from .guidance import SigmaTable, fit_patch_manifold
 from .pipeline import CFG, SHIFT, STEPS, sigmas
 
@@ -91,6 +91,42 @@ SIGMAS = """The shell of the model's own predictions for held-out latents noised
 |---|---|---|"""
 
 
+PRISM = """
+## PRISM: seeds ranked while they are noisy
+
+{captions} held-out captions, {count} seeds each; the oracle is the judge's overall score of the finished clip (mean of a
+random seed {random:.3f}, mean spread within a caption {spread:.3f}). Accuracy: share of a caption's pairs of seeds, of those
+whose oracle scores differ by more than {tie}, that are ordered alike, from the state before a step; the judge of pixels sees
+decoded noisy latents, or decoded predictions of the clean clip, which cost a whole forward and a VAE decode each
+({judged} captions, {judged_count} seeds).
+"""
+BEST_OF_N = """
+Best-of-N over subsets of those seeds. Halving drops to a half after each of sigma {halving} (and to one after the last), one
+early prune keeps one after sigma {early}. Full: every seed to the end, scored as PRISM Score does. Cached drafts: every seed
+under a step cache ({draft_steps:.1f} of {steps} steps are run), the one that scores best sampled again without it. Share: of
+the gain of full Best-of-N with the same head.
+"""
+
+
+def compose_prism(figures: dict, levels: list, chosen: list, drafts: dict) -> str:
+    """The report's part on PRISM as markdown."""
+    by_name = {(r.size, r.name): r for r in chosen}
+    known = figures | {
+        "count": candidates.COUNT, "random": by_name[8, "random seed"].oracle.mean, "tie": prism_rows.TIE, "steps": STEPS,
+        "judged": min(figures["captions"], prism_rows.JUDGED_CAPTIONS), "judged_count": prism_rows.JUDGED_COUNT,
+        "halving": ", ".join(f"{s:g}" for s in prism_rows.HALVING), "early": f"{prism_rows.EARLY[0]:g}",
+        "draft_steps": float(drafts["evaluations"].double().mean()),
+    }  # fmt: skip
+    parts = [
+        PRISM.format_map(known),
+        prism_rows.accuracy_table(levels),
+        BEST_OF_N.format_map(known),
+        prism_rows.table(chosen) + "\n",
+        "![accuracy by noise level, and gain by cost](prism.png)\n",
+    ]
+    return "\n".join(parts)
+
+
 def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table: SigmaTable) -> str:
     """The report as markdown."""
     psnr = figures["psnr_per_frame"]
@@ -126,6 +162,7 @@ def main(argv=None) -> int:
     )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/report"))
     parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
+    parser.add_argument("--captions", type=int, default=48, help="held-out captions for PRISM, 16 seeds each (48)")
     parser.add_argument(
         "--extra", action="store_true", help="also manifolds of 2x2 squares, and refinement of damaged latents"
     )
@@ -133,6 +170,8 @@ def main(argv=None) -> int:
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
     parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
     args = parser.parse_args(argv)
+    if args.captions < 4:
+        parser.error(f"--captions {args.captions}: intervals need at least 4")
     if args.clips < 32:
         parser.error(f"--clips {args.clips}: intervals need at least 32")
     torch.set_num_threads(1)
@@ -142,16 +181,21 @@ def main(argv=None) -> int:
     latents = args.weights / weights.LATENTS
     manifold_path = out / f"manifold-{file_digest(latents)}.safetensors"
     patch_path = manifold_path.with_name(manifold_path.name.replace("manifold", "patches"))
-    files = jobs.Files(args.weights, args.judge, manifold_path, patch_path, out / "predictions.safetensors", latents)
+    files = jobs.Files(
+        args.weights, args.judge, manifold_path, patch_path, out / "predictions.safetensors", latents,
+        candidates.heads_folder(args.weights),
+    )  # fmt: skip
     fit(files)
     fit_patches(files)
     manifold, reference = manifolds.load(files.manifold), judge.load(files.judge).reference
     sigma_table = calibrate_predictions(files, out / "jobs", args.processes)
     settings = shell_lcc_rows.HEADLINE | shell_lcc_rows.SWEEP | (shell_lcc_rows.EXTRA if args.extra else {})
+    prism = prism_rows.jobs(args.captions)
     plans = {
         "stack": stack_rows.jobs(args.clips),
         "shell": shell_lcc_rows.jobs(args.clips, settings),
         "refine": shell_lcc_rows.refine_jobs() if args.extra else {},
+        "prism": prism,
     }
     every = [job for plan in plans.values() for part in plan.values() for job in part]
     results = jobs.run(list(dict.fromkeys(every)), files, out / "jobs", args.processes, "clips")
@@ -160,6 +204,9 @@ def main(argv=None) -> int:
     refined = shell_lcc_rows.refine_rows(
         results, plans["refine"], plans["shell"]["scene"], plans["shell"]["sibling reconstructions"], manifold
     )
+    pool, drafts, judged = (prism_rows.tables(results, prism[k]) for k in ("candidates", "drafts", "judged"))
+    levels = prism_rows.accuracies(pool, judged)
+    chosen = prism_rows.rows(pool, drafts, candidates.taps(files.heads))
     figures = {
         "clips": args.clips,
         "psnr_per_frame": stack_rows.psnr_per_frame(results, plans["stack"]),
@@ -170,12 +217,17 @@ def main(argv=None) -> int:
         "predictions": [[s, c.radius] for s, c in zip(sigma_table.sigmas.tolist(), sigma_table.calibrations, strict=True)],
         "shell_lcc": shell_lcc_rows.as_json(shell),
         "refine": [r | {"figures": {k: [e.mean, e.half] for k, e in r["figures"].items()}} for r in refined],
+        "captions": args.captions,
+        "spread": float(pool["oracle.overall"].std(dim=1).mean()),
+        "prism": prism_rows.as_json(levels, chosen),
     }
     plots.stack(stack, out / "stack.png")
     plots.shell_lcc(shell, out / "shell_lcc.png")
     write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
-    write_text(out / "report.md", compose(figures, stack, shell, refined, sigma_table))
-    print(stack_rows.table(stack), shell_lcc_rows.table(shell), sep="\n\n")
+    plots.prism(levels, chosen, out / "prism.png")
+    text = compose(figures, stack, shell, refined, sigma_table) + compose_prism(figures, levels, chosen, drafts)
+    write_text(out / "report.md", text)
+    print(stack_rows.table(stack), shell_lcc_rows.table(shell), prism_rows.table(chosen), sep="\n\n")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; see {out / 'report.md'}")
     return 0
 

@@ -48,6 +48,18 @@ def difference(values: Tensor, base: Tensor) -> Estimate:
     return mean(values.double() - base.double())
 
 
+def ratio(values: Tensor, base: Tensor, draws: int = 4000, seed: int = 0) -> Estimate:
+    """Sum of values over sum of base, both of the same clips [N], with half of the 95% interval of a bootstrap over clips.
+
+    A ratio of means and not a mean of ratios: single bases may be zero.
+    """
+    values, base = values.double(), base.double()
+    index = torch.randint(0, len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
+    found = values[index].sum(dim=1) / base[index].sum(dim=1)
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
+    return Estimate(float(values.sum() / base.sum()), (high - low) / 2, len(values))
+
+
 def pseudo_values(statistic: Callable[[Tensor], float], n: int, groups: int = GROUPS) -> Tensor:
     """Jackknife pseudo-values [groups] of a statistic that takes the indices of the clips to use.
 

@@ -1,0 +1,154 @@
+"""Candidates for one caption: ordinary runs of many seeds, scored by heads on the way and judged at the end.
+
+What any pruning plan would have kept follows from these tables, because a candidate that is dropped later than another is
+the same run up to there: nothing has to be sampled again for another plan.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainers import prism_train, wan_dit, wan_sampling
+from trainers.kernels.prism import files
+
+from . import judge, pipeline, weights
+from .captions import Attributes
+from .clips import scene_of
+from .easy_cache import draft
+
+COUNT = 16
+# Steps whose input is scored: densest where runs are still cheap to drop.
+STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
+# How PRISM Score reads finished clips.
+FINISHED_SIGMAS, DRAWS = (0.1, 0.2, 0.3), 2
+# Steps at which the pixel judge looks at decoded noisy latents, and at decoded predictions.
+JUDGED_STEPS = (1, 3, 6, 12)
+Heads = Mapping[str, prism_train.Scorer]
+HEADS = {"query": "toy_prism_head.safetensors", "mean": "toy_prism_mean_head.safetensors"}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption: what it says, and its embedding [words, width]."""
+
+    text: str
+    attributes: Attributes
+    words: Tensor
+
+
+def caption_of(world: pipeline.ToyWorld, split: str, index: int) -> Caption:
+    scene, text = scene_of(split, index)
+    return Caption(text, scene.attributes, world.text.words([text])[0])
+
+
+def seeds(index: int, count: int = COUNT) -> list[int]:
+    """Of a caption's candidates: no caption shares noise with another."""
+    return [1_000_000 + 100 * index + k for k in range(count)]
+
+
+def load_heads(folder: Path, dit: Path) -> dict[str, prism_train.Scorer]:
+    """name -> head and backbone, cut after its last tap; those of HEADS that are in the folder."""
+    found = {}
+    for name, file in HEADS.items():
+        if (folder / file).exists():
+            head = files.load(folder / file).head
+            found[name] = prism_train.Scorer(wan_dit.load(dit, max(head.config.taps)), head)
+    return found
+
+
+@torch.no_grad()
+def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int) -> dict[str, Tensor]:
+    """The tables of one caption: what the judge reads of N finished clips, their latents "z", and by head
+
+    score.<head> [N, len(STEPS)]: of the states before those steps; finished.<head> [N]: of finished latents with a little
+    noise, as PRISM Score reads them.
+    """
+    caption = caption_of(world, split, index)
+    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    states: dict[int, Tensor] = {}
+    denoiser = world.denoiser([caption.text] * count)
+    z = wan_sampling.euler(
+        denoiser, pipeline.initial_noise(seeds(index, count)), path, watch=lambda x, sigma, step: states.__setitem__(step, x)
+    )
+    out = {"z": z}
+    for name, scorer in heads.items():
+        out[f"score.{name}"] = torch.stack([score(scorer, states[k], path[k], caption) for k in STEPS], dim=1)
+        out[f"finished.{name}"] = finished(scorer, z, caption, index)
+    return out | of_reading(j.read(world.decode(z)), caption)
+
+
+@torch.no_grad()
+def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
+    """The same candidates under a step cache: "evaluations" [N] that each took, and finished.<head> [N] of the drafts."""
+    caption = caption_of(world, split, index)
+    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    z, evaluations = draft(lambda n: world.denoiser([caption.text] * n), pipeline.initial_noise(seeds(index, count)), path)
+    out = {"z": z, "evaluations": evaluations}
+    for name, scorer in heads.items():
+        out[f"finished.{name}"] = finished(scorer, z, caption, index)
+    return out | of_reading(j.read(world.decode(z)), caption)
+
+
+@torch.no_grad()
+def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
+    """What a judge of pixels makes of unfinished candidates: judge.noisy and judge.prediction, [N, len(JUDGED_STEPS)]."""
+    caption = caption_of(world, split, index)
+    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    seen: dict[str, list[Tensor]] = {"noisy": [], "prediction": []}
+
+    def watch(x: Tensor, sigma: float, step: int) -> None:
+        if step in JUDGED_STEPS:
+            seen["noisy"].append(x)
+
+    def hook(x0: Tensor, sigma: float, step: int) -> Tensor:
+        if step in JUDGED_STEPS:
+            seen["prediction"].append(x0)
+        return x0
+
+    denoiser = world.denoiser([caption.text] * count)
+    wan_sampling.euler(denoiser, pipeline.initial_noise(seeds(index, count)), path, hook, watch)
+    out = {}
+    for kind, latents in seen.items():
+        read = [j.read(world.decode(x)).scores([caption.attributes] * count)["overall"] for x in latents]
+        out[f"judge.{kind}"] = torch.stack(read, dim=1)
+    return out
+
+
+def score(scorer: prism_train.Scorer, x: Tensor, sigma: float, caption: Caption) -> Tensor:
+    """[N], mean over the head's dimensions."""
+    n = len(x)
+    return scorer(x, torch.full((n,), sigma), [caption.words] * n).float().mean(dim=1)
+
+
+def finished(scorer: prism_train.Scorer, z: Tensor, caption: Caption, index: int) -> Tensor:
+    """[N]: mean over FINISHED_SIGMAS and draws of noise, which the candidates share."""
+    found = []
+    for k in range(DRAWS):
+        noise = pipeline.initial_noise([2_000_000 + 100 * index + k])
+        found += [score(scorer, sigma * noise + (1 - sigma) * z, sigma, caption) for sigma in FINISHED_SIGMAS]
+    return torch.stack(found).mean(dim=0)
+
+
+def of_reading(reading: judge.Reading, caption: Caption) -> dict[str, Tensor]:
+    """oracle.<dimension> [N]."""
+    scores = reading.scores([caption.attributes] * len(reading.rigid))
+    return {f"oracle.{k}": v for k, v in scores.items()}
+
+
+def levels(steps: Sequence[int] = STEPS) -> list[float]:
+    """The noise levels before steps."""
+    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    return [path[k] for k in steps]
+
+
+def heads_folder(folder: Path = weights.FOLDER) -> Path:
+    return folder / "prism"
+
+
+def taps(folder: Path) -> dict[str, int]:
+    """The last block that each head in the folder reads, by the head's name."""
+    found = {name: folder / file for name, file in HEADS.items() if (folder / file).exists()}
+    return {name: max(files.load(path).head.config.taps) for name, path in found.items()}

@@ -1,0 +1,131 @@
+"""Makes the toy world's PRISM heads: samples seeds of training captions, lets the judge prefer, trains; on CPU cores.
+
+    python -m benchmarks.toy_world.train_prism --output_dir outputs/toy_world/prism --processes 2
+
+Sampling, scores and training go on where they were cut off. All is done by the commands of `trainers.prism`; what is of the
+toy world's own is that its judge says which of two clips is better.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from trainers import prism, prism_data
+from trainers.kernels.latent_space import WAN21
+
+from . import judge, pipeline, text_encoder, weights
+from .candidates import HEADS, STEPS, heads_folder, levels
+from .clips import scene_of
+
+SPLIT = "train"
+NEGATIVE = "negative"
+# Scores that differ by no more are a tie.
+TIE = 0.02
+TRAIN = {
+    "taps": 11, "dim": 128, "heads": 4, "layers": 2, "max_train_steps": 2500, "train_batch_size": 16, "learning_rate": 1e-3,
+    "weight_decay": 0.3, "lr_warmup_steps": 100, "validation_steps": 250, "checkpointing_steps": 250,
+}  # fmt: skip
+
+
+def prompt_id(index: int) -> str:
+    return f"{SPLIT}-{index:04d}"
+
+
+def write_prompts(path: Path, folder: Path, count: int) -> None:
+    """The captions of the first clips of the training split, embedded, and the empty negative one."""
+    encoder = text_encoder.load(folder / weights.TEXT)
+    said = {prompt_id(i): scene_of(SPLIT, i)[1] for i in range(count)} | {NEGATIVE: ""}
+    texts = dict(zip(said, encoder.words(list(said.values())), strict=True))
+    prism_data.write_texts(path, texts, WAN21, {}, said)
+
+
+def collect(arguments: list) -> int:
+    """One process's part of the sampling."""
+    torch.set_num_threads(1)
+    return prism.main([str(a) for a in arguments])
+
+
+def score(shard: Path, folder: Path, judge_path: Path) -> list[dict]:
+    """What the judge makes of the finished clips of one caption: a row a run."""
+    torch.set_num_threads(1)
+    world, j = pipeline.load(folder), judge.load(judge_path)
+    tensors = load_file(shard)
+    names = sorted(k for k in tensors if "@" not in k)
+    scene, _ = scene_of(SPLIT, int(names[0].split("-")[1]))
+    with torch.no_grad():
+        frames = world.decode(torch.stack([tensors[n].float() for n in names]))
+    found = j.read(frames).scores([scene.attributes] * len(names))
+    return [{"run": n, "scores": {"overall": float(s)}} for n, s in zip(names, found["overall"], strict=True)]
+
+
+def write_scores(runs: Path, folder: Path, judge_path: Path, processes: int) -> Path:
+    """scores.jsonl of all shards; those that it holds already are left alone."""
+    path = runs.parent / "scores.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done = {json.loads(line)["run"].rsplit("-", 1)[0] for line in lines}
+    shards = [s for s in sorted(runs.glob("latents-*")) if prompt_of(s) not in done]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool, open(path, "a", encoding="utf-8") as f:
+        jobs = [pool.submit(score, s, folder, judge_path) for s in shards]
+        for job in tqdm(jobs, desc="judging", unit="caption"):
+            f.write("".join(json.dumps(row) + "\n" for row in job.result()))
+            f.flush()
+    return path
+
+
+def prompt_of(shard: Path) -> str:
+    """The caption's id that a shard's runs are of."""
+    return next(iter(load_file(shard))).rsplit("-", 1)[0]
+
+
+def main(argv=None) -> int:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.toy_world.train_prism",
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/prism"))
+    parser.add_argument("--captions", type=int, default=1000, help="of the training split, eight seeds each (1000)")
+    parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
+    parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    runs, prompts = args.output_dir / "runs", args.output_dir / "prompts.safetensors"
+    runs.mkdir(parents=True, exist_ok=True)
+    write_prompts(prompts, args.weights, args.captions)
+    common = [
+        "collect", "--backbone", args.weights / weights.DIT, "--texts", prompts, "--negative", NEGATIVE, "--output", runs,
+        "--width", 64, "--height", 64, "--frames", 17, "--steps", pipeline.STEPS, "--shift", pipeline.SHIFT,
+        "--cfg", pipeline.CFG, "--seeds", 8, "--batch", 8, "--levels", *(f"{s + 1e-4:.4f}" for s in levels(STEPS)),
+    ]  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, context) as pool:
+        parts = [[*common, "--part", f"{i + 1}/{args.processes}"] for i in range(args.processes)]
+        if any(pool.map(collect, parts)):
+            return 2
+    scores = write_scores(runs, args.weights, args.judge, args.processes)
+    code = prism.main(["label", "--data", str(runs), "--scores", str(scores), "--tie", str(TIE)])
+    if code:
+        return code
+    target = heads_folder(args.output_dir)
+    target.mkdir(exist_ok=True)
+    options = [str(a) for k, v in TRAIN.items() for a in (f"--{k}", v)]
+    every = []
+    for pooling, name in HEADS.items():
+        output = target / name
+        command = ["train", "--data", runs, "--backbone", args.weights / weights.DIT, "--output", output, *options]
+        command += ["--pooling", pooling, "--temperatures", "--resume_from_checkpoint", "latest", "--overwrite"]
+        every.append(command)
+    with ProcessPoolExecutor(min(len(every), args.processes), context) as pool:
+        return max(pool.map(collect, every))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

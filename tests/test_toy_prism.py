@@ -1,0 +1,181 @@
+"""PRISM's rows of the report: accuracies and choices against hand-made tables, and a real pruned search against the tables."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from benchmarks.toy_world import candidates, easy_cache, pipeline, prism_rows, search, statistics, train_prism, weights
+from benchmarks.toy_world.pipeline import SHIFT, STEPS, sigmas
+from trainers import prism_train, wan_dit, wan_sampling
+from trainers.kernels.prism.head import HeadConfig, PrismHead
+
+
+@pytest.fixture(scope="module")
+def world():
+    return pipeline.load()
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    torch.manual_seed(0)
+    head = PrismHead(HeadConfig(128, dim=32, heads=2, layers=2, taps=(7,))).train(False)
+    for p in head.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    return prism_train.Scorer(wan_dit.load(weights.FOLDER / weights.DIT, 7), head)
+
+
+def oracle(captions=6, count=16, seed=0):
+    return torch.rand(captions, count, generator=torch.Generator().manual_seed(seed))
+
+
+def pool_of(scores, truth):
+    """Tables in which one head gives `scores` [captions, N] at every level."""
+    return {
+        "oracle.overall": truth, "finished.query": scores,
+        "score.query": scores[..., None].expand(-1, -1, len(candidates.STEPS)).contiguous(),
+    }  # fmt: skip
+
+
+class TestAccuracy:
+    def test_of_a_perfect_a_reversed_and_a_silent_scorer(self):
+        truth = oracle()
+        assert torch.equal(prism_rows.accuracy(truth, truth), torch.ones(6, dtype=torch.float64))
+        assert torch.equal(prism_rows.accuracy(-truth, truth), torch.zeros(6, dtype=torch.float64))
+        assert torch.equal(prism_rows.accuracy(0 * truth, truth), torch.full((6,), 0.5, dtype=torch.float64))
+
+    def test_ties_are_left_out(self):
+        truth = torch.tensor([[0.5, 0.51, 0.9]])
+        assert float(prism_rows.accuracy(torch.tensor([[2.0, 1.0, 3.0]]), truth)) == 1.0
+        assert bool(prism_rows.accuracy(torch.rand(1, 3), torch.full((1, 3), 0.5)).isnan())
+
+    def test_levels_and_the_judges_own_look(self):
+        truth = oracle()
+        judged = {f"judge.{k}": truth[:, :8, None].expand(-1, -1, 4) for k in ("noisy", "prediction")}
+        found = prism_rows.accuracies(pool_of(truth, truth), judged)
+        assert [len(v.accuracy) for v in found] == [3 if s in candidates.JUDGED_STEPS else 1 for s in candidates.STEPS] + [1]
+        assert all(e.mean == 1 for v in found for e in v.accuracy.values())
+        assert "| judge, noisy |" in prism_rows.accuracy_table(found).splitlines()[0]
+
+
+class TestChoices:
+    def rows(self, scores, truth):
+        drafts = {"finished.query": scores[:, : prism_rows.DRAFTED], "evaluations": torch.full((6 * 8,), 10)}
+        return {(r.size, r.name): r for r in prism_rows.rows(pool_of(scores, truth), drafts, {"query": 7})}
+
+    def test_a_head_that_knows_the_oracle_gets_what_the_oracle_gets(self):
+        truth = oracle()
+        rows = self.rows(truth, truth)
+        for size in prism_rows.SIZES:
+            best = rows[size, "oracle, full"]
+            for kind in ("full", "halving", "one early prune"):
+                row = rows[size, f"query, {kind}"]
+                assert row.oracle == best.oracle
+                assert row.share.mean == pytest.approx(1.0)
+                assert row.share.half == pytest.approx(0.0, abs=1e-9)
+        assert rows[16, "oracle, full"].oracle.mean == pytest.approx(float(truth.max(dim=1).values.mean()))
+        assert rows[16, "random seed"].oracle.mean == pytest.approx(float(truth.mean()))
+        assert rows[4, "query, cached drafts"].share.mean == pytest.approx(1.0)
+
+    def test_a_head_that_knows_nothing_gains_nothing(self):
+        rows = self.rows(oracle(200, seed=1)[:6], oracle(200)[:6])
+        many = {"finished.query": oracle(200, 8, 1), "evaluations": torch.full((1600,), 10)}
+        rows = prism_rows.rows(pool_of(oracle(200, seed=1), oracle(200)), many, {"query": 7})
+        row = next(r for r in rows if (r.size, r.name) == (8, "query, halving"))
+        assert abs(row.gain.mean) < 2 * row.gain.half < 0.1
+
+    def test_costs_are_the_plans(self):
+        rows = self.rows(oracle(), oracle())
+        plan = prism_rows.plan_of(8, prism_rows.HALVING, 7)
+        assert [p.survivors for p in plan.checkpoints] == [4, 2, 1]
+        row = rows[8, "query, halving"]
+        assert (row.evaluations, row.blocks) == (plan.cost.evaluations, plan.cost.blocks)
+        assert row.blocks_share == plan.share < 0.35
+        assert rows[8, "query, full"].evaluations == 8 * 2 * STEPS
+        assert rows[8, "query, cached drafts"].evaluations == 2 * (8 * 10 + STEPS)
+        assert rows[16, "query, halving"].blocks_share < 0.35
+
+    def test_halving_can_lose_what_is_best_only_at_the_end(self):
+        scores = torch.zeros(4, len(candidates.STEPS))
+        scores[:, 0] = torch.tensor([3.0, 2.0, 1.0, 0.0])
+        scores[:, 1:] = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
+        plan = prism_rows.make_plan(sigmas(STEPS, SHIFT).tolist(), 4, 1, (0.984, 0.9), (2, 1), depth=12, tap=7)
+        assert prism_rows.play(plan, scores) == 1
+
+    def test_subsets_are_the_same_every_time_and_all_of_all(self):
+        assert prism_rows.subsets(16, 16, 3) == [list(range(16))]
+        some = prism_rows.subsets(4, 16, 3)
+        assert some == prism_rows.subsets(4, 16, 3) != prism_rows.subsets(4, 16, 4)
+        assert all(len(set(s)) == 4 for s in some)
+
+
+def test_the_interval_of_a_ratio_holds_the_truth():
+    g = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(300):
+        base = 1 + torch.rand(60, generator=g)
+        found = statistics.ratio(0.8 * base + 0.3 * torch.randn(60, generator=g), base, draws=300)
+        held += found.low < 0.8 < found.high
+    assert 0.9 < held / 300 < 0.985
+
+
+class TestDrafts:
+    def denoiser_of(self, world):
+        return lambda n: world.denoiser(["a red ball in a wood room, fast orbit"] * n)
+
+    def test_a_threshold_of_zero_leaves_nothing_out(self, world):
+        path = sigmas(6, SHIFT).tolist()
+        noise = pipeline.initial_noise([1, 2])
+        with torch.no_grad():
+            z, taken = easy_cache.draft(self.denoiser_of(world), noise, path, threshold=0.0)
+            plain = wan_sampling.euler(self.denoiser_of(world)(2), noise, path)
+        assert taken.tolist() == [6, 6]
+        torch.testing.assert_close(z, plain, atol=1e-4, rtol=1e-4)
+
+    def test_a_higher_one_leaves_out_more_and_changes_more(self, world):
+        path = sigmas(10, SHIFT).tolist()
+        noise = pipeline.initial_noise([1, 2])
+        with torch.no_grad():
+            plain = wan_sampling.euler(self.denoiser_of(world)(2), noise, path)
+            found = [easy_cache.draft(self.denoiser_of(world), noise, path, threshold=t) for t in (0.1, 0.4, 5.0)]
+        steps = [int(taken.sum()) for _, taken in found]
+        errors = [float((z - plain).norm()) for z, _ in found]
+        assert 20 > steps[0] > steps[1] > steps[2]
+        assert 0 < errors[0] < errors[2]
+
+    def test_every_clip_decides_for_itself(self, world):
+        path = sigmas(10, SHIFT).tolist()
+        with torch.no_grad():
+            together = easy_cache.draft(self.denoiser_of(world), pipeline.initial_noise([1, 2]), path)
+            alone = [easy_cache.draft(self.denoiser_of(world), pipeline.initial_noise([s]), path) for s in (1, 2)]
+        assert together[1].tolist() == [int(a[1]) for a in alone]
+        torch.testing.assert_close(together[0], torch.cat([a[0] for a in alone]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_real_search_finds_what_the_tables_say(world, scorer):
+    from benchmarks.toy_world import judge
+
+    count = 4
+    tables = candidates.run(world, judge.load(), {"query": scorer}, prism_rows.SPLIT, 0, count)
+    caption = candidates.caption_of(world, prism_rows.SPLIT, 0)
+    plan = prism_rows.plan_of(count, prism_rows.HALVING, 7)
+    with torch.no_grad():
+        found = search.search(world, scorer, caption, 0, plan)
+        whole = search.full(world, scorer, caption, 0, count)
+    assert found.winner == prism_rows.play(plan, tables["score.query"])
+    torch.testing.assert_close(found.z[0], tables["z"][found.winner], atol=1e-3, rtol=1e-3)
+    assert found.blocks == plan.cost.blocks
+    assert whole.winner == int(tables["finished.query"].argmax())
+    torch.testing.assert_close(whole.z[0], tables["z"][whole.winner], atol=1e-3, rtol=1e-3)
+    assert whole.blocks == plan.full_cost.blocks
+
+
+def test_prompts_of_the_heads_are_the_training_captions(tmp_path):
+    from benchmarks.toy_world.clips import scene_of
+    from trainers.kernels import formats
+
+    train_prism.write_prompts(tmp_path / "p.safetensors", weights.FOLDER, 3)
+    texts, header = formats.read(tmp_path / "p.safetensors", "texts")
+    assert sorted(texts) == ["negative", "train-0000", "train-0001", "train-0002"]
+    assert header.config["prompts"]["train-0001"] == scene_of("train", 1)[1]
+    assert header.config["prompts"]["negative"] == ""
