@@ -92,6 +92,15 @@ def test_bad_parts(backbone, texts, tmp_path, part):  # noqa: F811
         collect(backbone, texts, tmp_path / "runs", "--part", part)
 
 
+def test_a_backbone_in_half_precision(backbone, texts, tmp_path):  # noqa: F811
+    assert collect(backbone, texts, tmp_path / "half", "--backbone_dtype", "bfloat16", "--seeds", 1) == 0
+    assert collect(backbone, texts, tmp_path / "whole", "--seeds", 1) == 0
+    for path in (tmp_path / "half").glob("latents-*"):
+        half, whole = (formats.read(f / path.name, "latents")[0] for f in (path.parent, tmp_path / "whole"))
+        for name, z in whole.items():
+            assert (half[name].float() - z.float()).norm() < 0.1 * z.float().norm()
+
+
 def test_other_settings_are_refused(backbone, texts, tmp_path, capsys):  # noqa: F811
     assert collect(backbone, texts, tmp_path / "runs") == 0
     assert collect(backbone, texts, tmp_path / "runs", "--cfg", 5) == 2

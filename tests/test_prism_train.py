@@ -1,6 +1,7 @@
 """PRISM's data folder and trainer: a head learns what a small backbone's features tell of noisy latents."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -90,6 +91,38 @@ def test_a_head_for_a_part_of_the_schedule(folder, backbone, tmp_path):
     assert 0.2 <= float(torch.stack(drawn).min()) < 0.25 < 0.35 < float(torch.stack(drawn).max()) <= 0.4
     assert train(clean, backbone, tmp_path / "low.safetensors", "--sigma_range", 0, 0.875, steps=1) == 0
     assert files.load(tmp_path / "low.safetensors").sigmas == (0.0, 0.875)
+
+
+def test_a_pair_keeps_the_same_tokens_of_every_tap():
+    place = torch.arange(10.0).view(1, 10, 1).expand(6, 10, 3)
+    first, second = prism_train.some_tokens([place, 100 + place], 0.5, torch.Generator().manual_seed(0))
+    assert first.shape == (6, 5, 3)
+    assert torch.equal(first[:3], first[3:])
+    assert torch.equal(second, first + 100)
+    assert not torch.equal(first[0], first[1])
+    assert all(len(set(row[:, 0].tolist())) == 5 for row in first)
+
+
+def test_tokens_that_are_dropped_are_the_same_after_a_resume(folder, backbone, tmp_path):
+    more = ("--token_dropout", 0.5, "--checkpointing_steps", 3)
+    assert train(folder, backbone, tmp_path / "whole.safetensors", *more, steps=6) == 0
+    plain = load_file(tmp_path / "whole.safetensors")
+    for path in (tmp_path / "whole.checkpoints").iterdir():
+        if path.is_dir() and path.name.endswith("6"):
+            shutil.rmtree(path)
+    again = (*more, "--resume_from_checkpoint", "latest", "--overwrite")
+    assert train(folder, backbone, tmp_path / "whole.safetensors", *again, steps=6) == 0
+    assert all(torch.equal(v, plain[k]) for k, v in load_file(tmp_path / "whole.safetensors").items())
+    assert train(folder, backbone, tmp_path / "other.safetensors", steps=6) == 0
+    assert any(not torch.equal(v, plain[k]) for k, v in load_file(tmp_path / "other.safetensors").items())
+    assert train(folder, backbone, tmp_path / "bad.safetensors", "--token_dropout", 1, steps=1) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_head_is_trained_on_a_backbone_in_half_precision(folder, backbone, tmp_path, dtype):
+    out = tmp_path / "head.safetensors"
+    assert train(folder, backbone, out, "--backbone_dtype", dtype, steps=3) == 0
+    assert all(p.dtype == torch.float32 for p in files.load(out).head.parameters())
 
 
 @pytest.mark.parametrize("part", [("0.5", "0.2"), ("-1", "1"), ("0.91", "0.95")])
@@ -277,7 +310,10 @@ class TestTraining:
         data = prism_data.load(folder)
         groups = prism_data.by_shape(data, data.rows)
         settings = prism_train.Settings(1, 4, 1, 1e-3, 0, 0, 1, 5, "no", 0)
-        first, again, other = (prism_train.batch_of(data, groups, settings, *at) for at in ((3, 0), (3, 0), (3, 1)))
+        first, again, other = (
+            prism_train.batch_of(data, groups, settings, prism_train.generator_of(settings, *at))
+            for at in ((3, 0), (3, 0), (3, 1))
+        )
         assert torch.equal(first.x, again.x)
         assert not torch.equal(first.x, other.x)
 

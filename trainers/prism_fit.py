@@ -51,6 +51,9 @@ def add_arguments(parser) -> None:
     how.add_argument("--lr_warmup_steps", type=int, default=100)
     how.add_argument("--max_grad_norm", type=float, default=1.0, help="0 does not clip (default 1)")
     how.add_argument("--eta", type=float, default=ETA, help="width of the tie in the loss, above 1 (default 5)")
+    how.add_argument(
+        "--token_dropout", type=float, default=0.0, help="share of visual tokens kept from the head: helps with few pairs (0)"
+    )
     how.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     how.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: accelerate's setting, else no")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -119,7 +122,7 @@ def _train(args, place) -> int:
     accelerator = Accelerator(cpu=place.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
     settings = Settings(
         args.max_train_steps, args.train_batch_size, place.count, args.learning_rate, args.weight_decay,
-        args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed, within,
+        args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed, within, args.token_dropout,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     head = PrismHead(config)
@@ -193,6 +196,8 @@ def _check(args) -> None:
         raise ValueError(f"--learning_rate must be above 0, got {args.learning_rate}")
     if not 0 < args.held_out < 1:
         raise ValueError(f"--held_out must lie between 0 and 1, got {args.held_out}")
+    if not 0 <= args.token_dropout < 1:
+        raise ValueError(f"--token_dropout must be 0 or more and below 1, got {args.token_dropout}")
     low, high = args.sigma_range
     if not 0 <= low < high <= 1:
         raise ValueError(f"--sigma_range {low:g} {high:g}: expected two noise levels from 0 to 1, the lower first")

@@ -24,7 +24,8 @@ from .wan_text_padding import fold
 class Settings:
     """What decides the outcome of a training, together with the data and the head's configuration.
 
-    batch: pairs a process and step; eta: of the loss; sigmas: lowest and highest noise level.
+    batch: pairs a process and step; eta: of the loss; sigmas: lowest and highest noise level; token_dropout:
+    share of the visual tokens that the head is not given.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class Settings:
     precision: str
     seed: int
     sigmas: tuple[float, float] = (0.0, 1.0)
+    token_dropout: float = 0.0
 
 
 class Scorer(torch.nn.Module):
@@ -49,13 +51,30 @@ class Scorer(torch.nn.Module):
         # Not a submodule: its weights are neither trained nor synchronised nor saved.
         self.__dict__["dit"] = dit
 
-    def forward(self, x: Tensor, sigma: Tensor, words: list[Tensor]) -> Tensor:
-        """Scores [B, dimensions] of noisy latents x [B, C, T, H, W] at sigma [B]; words: B texts [L_i, text width]."""
-        weight = next(self.dit.model.parameters())
+    def forward(
+        self, x: Tensor, sigma: Tensor, words: list[Tensor], kept: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Scores [B, dimensions] of noisy latents x [B, C, T, H, W] at sigma [B]; words: B texts [L_i, text width].
+
+        kept: the share of visual tokens that the head is given, drawn for each pair: rows i and i + B / 2 are given the same.
+        """
+        # Some weights stay in fp32 whatever the rest is in.
+        weight = self.dit.model.patch_embedding.weight
         text, bias, mask = fold([w.to(weight.device, weight.dtype) for w in words])
         x, sigma = x.to(weight.device, weight.dtype), sigma.to(weight.device)
         visual, embedded = self.dit.features(x, sigma, text, self.head.config.taps, bias)
-        return self.head(visual, embedded, mask, sigma)
+        if kept < 1.0:
+            visual = some_tokens(visual, kept, generator)
+        dtype = self.head.norm.weight.dtype
+        return self.head([v.to(dtype) for v in visual], embedded.to(dtype), mask, sigma)
+
+
+def some_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generator) -> list[Tensor]:
+    """A random share of the tokens of [B, N, width] each; the same ones of every tap and of both halves of the batch."""
+    batch, count = visual[0].shape[:2]
+    chosen = torch.rand(batch // 2, count, generator=generator).argsort(dim=1)[:, : max(1, round(share * count))]
+    index = torch.cat([chosen, chosen]).to(visual[0].device)[..., None]
+    return [v.gather(1, index.expand(-1, -1, v.shape[2])) for v in visual]
 
 
 def loss_of(scores: Tensor, outcome: Tensor, eta: float) -> Tensor:
@@ -106,8 +125,10 @@ def train(
 
     with signals() as asked:
         while step < settings.steps:
-            batch = batch_of(data, groups, settings, step, accelerator.process_index)
-            loss = loss_of(model(batch.x, batch.sigma, batch.words), batch.outcome.to(accelerator.device), settings.eta)
+            generator = generator_of(settings, step, accelerator.process_index)
+            batch = batch_of(data, groups, settings, generator)
+            scores = model(batch.x, batch.sigma, batch.words, 1.0 - settings.token_dropout, generator)
+            loss = loss_of(scores, batch.outcome.to(accelerator.device), settings.eta)
             accelerator.backward(loss)
             length = accelerator.clip_grad_norm_(head.parameters(), settings.max_grad_norm or float("inf"))
             # Gradients are averaged over processes, so one that is not finite is so in all of them.
@@ -148,10 +169,16 @@ def make_optimiser(head: PrismHead, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
-def batch_of(data: PreferenceData, groups: Sequence[Sequence[Row]], settings: Settings, step: int, process: int) -> Batch:
-    """The batch of a step and process: a group of one latent shape by its size, rows of it at random, in either order."""
+def generator_of(settings: Settings, step: int, process: int) -> torch.Generator:
+    """What a step of a process draws from."""
     seed = hashlib.sha256(f"{settings.seed} {step} {process}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+    return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+
+
+def batch_of(
+    data: PreferenceData, groups: Sequence[Sequence[Row]], settings: Settings, generator: torch.Generator
+) -> Batch:
+    """A step's batch: a group of one latent shape by its size, rows of it at random, in either order."""
     sizes = torch.tensor([len(g) for g in groups], dtype=torch.float64)
     group = groups[int(torch.multinomial(sizes, 1, generator=generator))]
     rows = [group[i] for i in torch.randint(0, len(group), (settings.batch,), generator=generator).tolist()]

@@ -36,13 +36,13 @@ class Denoiser:
         self.dit, self.cfg, self.count = dit, cfg, len(words)
         self.guided = cfg != 1.0
         every = [*words, *([negative] * len(words) if self.guided else [])]
-        weight = next(dit.parameters())
+        weight = dit.patch_embedding.weight
         self.text, self.bias, _ = fold([w.to(weight.device, weight.dtype) for w in every])
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigma: float) -> Tensor:
         """v = noise - x0 of x [N, C, T, H, W], fp32, on x's device."""
-        weight = next(self.dit.parameters())
+        weight = self.dit.patch_embedding.weight
         use_bias(self.dit, self.bias)
         both = x.repeat(2, 1, 1, 1, 1) if self.guided else x
         time = torch.full((len(both),), 1000.0 * sigma, device=weight.device)
