@@ -46,7 +46,8 @@ def test_the_page_asks_nothing_of_any_server(ran):
 
 def test_clips_and_heat_maps_move_as_long_as_the_video(ran):
     found = pictures(ran[0])
-    assert len(found) == 2 * (1 + len(demo.SETTINGS))
+    # One prompt is shown: clips with heat maps, then the first seed's and the winner's.
+    assert len(found) == 2 * (1 + len(demo.SETTINGS)) + 2
     for picture in found:
         assert picture.size == (64, 64)
         durations = []
@@ -66,6 +67,17 @@ def test_the_table_says_what_was_measured(ran):
     assert projected < 0.2 * unguided < outside["minimise (released objective)"]
     for name, _ in rows:
         assert name in said
+
+
+def test_the_race_states_its_cost_and_its_gain(ran):
+    page, said, _ = ran
+    plain = html.unescape(page)
+    share = float(re.search(r"What ran was\s+([\d.]+)", plain)[1])
+    assert 25 < share < 35
+    first, winner = (float(v) for v in re.findall(r"judge, overall ([\d.]+)", plain))
+    assert 0 <= first <= 1
+    assert 0 <= winner <= 1
+    assert re.search(r"first seed [\d.]+ \+- [\d.]+, winner [\d.]+ \+- [\d.]+, change [+-][\d.]+", said)
 
 
 def test_a_page_escapes_what_it_is_given():

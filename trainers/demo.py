@@ -1,10 +1,11 @@
-"""Shell-LCC from end to end in the toy world, on a CPU in minutes: fit, sample with and without guidance, score, show.
+"""The pack's methods from end to end in the toy world, on a CPU in minutes: fit, sample, score, race, show.
 
     python -m trainers.demo [--output_dir outputs/demo] [--prompts 16]
 
 The toy world is a whole Wan 2.1 stack in miniature, really trained, that comes with the checkout. The demo fits a manifold
 on its latents, samples the same prompts and seeds with and without guidance, has an independent judge read the decoded
-clips, and writes a page to look at. `python -m trainers.demo_clips` does the fitting half on real videos.
+clips, races seeds with a PRISM head, and writes a page to look at. `python -m trainers.demo_clips` does the fitting on real
+videos.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from .kernels.shell_lcc.manifold import ShellManifold, load
 try:
     from benchmarks.toy_world import judge, pipeline, statistics, weights
     from benchmarks.toy_world.clips import clip
+
+    from . import demo_race
 except ModuleNotFoundError as missing:
     if not (missing.name or "").startswith("benchmarks"):
         raise
@@ -41,7 +44,8 @@ COLUMNS = {
 }
 BATCH = 4
 
-INTRODUCTION = """<h1>Shell-LCC in the toy world</h1>
+INTRODUCTION = """<h1>Shell-LCC and PRISM in the toy world</h1>
+<h2>Shell-LCC</h2>
 <p>Latents of good clips lie on a shell around a manifold. A manifold was fitted on the latents of {fitted} rendered clips,
 and {count} prompts, in combinations the model was never trained on, were sampled with the same seeds under each setting.
 An oracle judge, which sees pixels only, read the decoded clips.</p>
@@ -91,8 +95,8 @@ def heat_frames(manifold: ShellManifold, distance: torch.Tensor) -> torch.Tensor
     return (picture * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
 
-def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellManifold, shown: int, seed: int) -> str:
-    """The page. clips: name -> frames [N, T, 3, H, W]; figures: name -> what `measure` gave."""
+def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellManifold, shown: int, seed: int, race: str) -> str:
+    """The page. clips: name -> frames [N, T, 3, H, W]; figures: name -> what `measure` gave; race: HTML."""
     rows = []
     for name, values in figures.items():
         rows.append([name, *(statistics.mean(values[k]).text() for k in COLUMNS)])
@@ -111,13 +115,14 @@ def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellMani
         "legend": demo_page.legend(heat_map.COLOURS),
     }
     return demo_page.page(
-        "Shell-LCC in the toy world",
+        "Shell-LCC and PRISM in the toy world",
         INTRODUCTION.format_map(known),
         "<h2>Measured</h2>",
         demo_page.table(["", *COLUMNS.values()], rows),
         EXPLANATION.format_map(known),
         f"<h2>The first {min(shown, len(captions))} prompts</h2>",
         *body,
+        race,
         FOOTER.format_map(known),
     )
 
@@ -154,7 +159,12 @@ def main(argv=None) -> None:
     for name, values in figures.items():
         texts = (statistics.mean(values[k]).text().replace("\u00b1", "+-") for k in COLUMNS)
         print(f"{name:<32}", *(f"{t:>30}" for t in texts))
-    text = compose(captions, clips, figures, manifold, args.shown, args.seed)
+    print(f"\n== Best-of-{demo_race.SIZE} for the same prompts", flush=True)
+    raced = demo_race.race_all(world, the_judge, SPLIT, args.prompts)
+    said = {k: v.replace("\u00b1", "+-") for k, v in demo_race.summary(raced).items()}
+    print(f"judge, overall: first seed {said['first']}, winner {said['winner']}, change {said['change']}")
+    race = demo_race.section(raced, args.shown)
+    text = compose(captions, clips, figures, manifold, args.shown, args.seed, race)
     target = args.output_dir / "index.html"
     write_atomic(target, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
     print(f"\nThe page is {target.resolve()}: open it in a browser.")

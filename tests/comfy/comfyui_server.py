@@ -136,9 +136,10 @@ class ComfyUIServer:
             raise AssertionError(f"the server knows no node {class_id}")
         return info[class_id]
 
-    def submit(self, prompt, client_id=None):
+    def submit(self, prompt, client_id=None, extra_data=None):
         """Queue an API-format prompt and return its id; a prompt with any invalid node raises AssertionError."""
-        body = {"prompt": prompt} if client_id is None else {"prompt": prompt, "client_id": client_id}
+        more = {"client_id": client_id, "extra_data": extra_data}
+        body = {"prompt": prompt} | {k: v for k, v in more.items() if v is not None}
         try:
             answer = self.post_json("/prompt", body)
         except urllib.error.HTTPError as error:
@@ -164,9 +165,9 @@ class ComfyUIServer:
         self.cancel(prompt_id)
         raise AssertionError(f"the prompt was not done after {timeout} s")
 
-    def post(self, prompt, timeout=120):
+    def post(self, prompt, timeout=120, extra_data=None):
         """Run an API-format prompt to its end and return its history entry."""
-        return self.wait(self.submit(prompt), timeout)
+        return self.wait(self.submit(prompt, extra_data=extra_data), timeout)
 
     def interrupt(self):
         """Stop the running prompt, as the cancel button does."""

@@ -49,10 +49,11 @@ def material(server, base_dir, models_dir):
 
 
 @pytest.mark.parametrize("name", sorted(SMALLER))
-def test_shipped_workflow_runs(server, material, name):
+def test_shipped_workflow_runs(server, material, base_dir, name):
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     prompt = override_inputs(replace_values(to_api(workflow, server.object_info), STAND_INS), SMALLER[name])
-    entry = server.post(prompt)
+    # As the browser sends it along: what a file is saved with beside the prompt.
+    entry = server.post(prompt, extra_data={"extra_pnginfo": {"workflow": {"of": name}}})
     outputs = {prompt[key]["class_type"]: value for key, value in entry["outputs"].items()}
     if name == "prism_score_and_pick":
         text = outputs["IntrinsicReward_PrismScore"]["text"][0]
@@ -62,7 +63,23 @@ def test_shipped_workflow_runs(server, material, name):
         (text,) = (v["text"][0] for k, v in outputs.items() if k.startswith("IntrinsicReward_Prism"))
         assert text.startswith("Best of 8: seed ")
         assert text.count("kept") == (1 if name == "prism_best_of_n_t2v" else 3)
-    assert outputs["SaveWEBM"]["images"][0]["filename"].endswith(".webm")
+        (board,) = (v["images"][0] for k, v in outputs.items() if k.startswith("IntrinsicReward_Prism"))
+        assert board["type"] == "temp"
+    saved = outputs["SaveWEBM"]["images"][0]
+    assert saved["filename"].endswith(".webm")
+    found = metadata(base_dir / "output" / saved["subfolder"] / saved["filename"])
+    assert found["workflow"] == {"of": name}
+    (noted,) = found["intrinsic_reward"].values()
+    assert noted["head"] == "my_head"
+    assert all(isinstance(v, float) for v in noted.get("scores", noted.get("candidates", [{}])[0].get("scores")))
+
+
+def metadata(path):
+    """What a video's container says of itself, JSON decoded; keys in lower case."""
+    import av
+
+    with av.open(str(path)) as container:
+        return {k.lower(): json.loads(v) for k, v in container.metadata.items() if v.startswith("{")}
 
 
 def test_the_scores_are_shared_by_the_nodes_selection(comfy):
