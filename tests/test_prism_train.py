@@ -118,6 +118,37 @@ def test_tokens_that_are_dropped_are_the_same_after_a_resume(folder, backbone, t
     assert train(folder, backbone, tmp_path / "bad.safetensors", "--token_dropout", 1, steps=1) == 2
 
 
+def test_the_learning_rate_rises_and_falls():
+    def of(schedule, step):
+        settings = prism_train.Settings(100, 4, 1, 2.0, 0, 10, 1, 5, "no", 0, schedule=schedule)
+        return prism_train.learning_rate(settings, step)
+
+    assert of("constant", 0) == of("cosine", 0) == pytest.approx(0.2)
+    assert of("constant", 50) == of("constant", 99) == 2.0
+    assert of("cosine", 50) == pytest.approx(1.0)
+    assert of("cosine", 99) < 0.01
+
+
+def test_every_clip_is_scored_once_however_many_pairs_it_is_in(folder):
+    data = prism_data.load(folder)
+    seen = []
+
+    def scorer(x, sigma, words):
+        seen.append(len(x))
+        return x.mean(dim=(1, 2, 3, 4))[:, None]
+
+    for level in (0.9, 0.5):
+        seen.clear()
+        if level == 0.5:
+            data = prism_data.load(make_folder(folder.parent / "clean_once", caught=None))
+        found = prism_train.differences(scorer, data, data.rows, level, 7)
+        assert sum(seen) == PROMPTS * SEEDS
+        for row, d in zip(data.rows[:8], found[:8], strict=True):
+            batch = prism_data.draw(data, [row], level, torch.Generator().manual_seed(0))
+            a, b = batch.x.mean(dim=(1, 2, 3, 4))
+            torch.testing.assert_close(d[0], a - b, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_head_is_trained_on_a_backbone_in_half_precision(folder, backbone, tmp_path, dtype):
     out = tmp_path / "head.safetensors"

@@ -8,6 +8,7 @@
 `cache` and `collect` write it. Features are never stored: they are a hundred times larger than latents.
 """
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from .latent_data import ClipRef
 
 TEXTS, PAIRS = "texts.safetensors", "pairs.jsonl"
 MISSING = 2
+# Noise levels are kept with six digits.
+SAME_LEVEL = 1e-4
 
 
 class PrismDataError(ValueError):
@@ -50,10 +53,17 @@ class PreferenceData:
     texts: dict[str, Tensor]
     rows: list[Row]
     dimensions: tuple[str, ...] = field(default=())
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def levels(self) -> list[float]:
         """Noise levels that runs were caught at, descending; empty where all latents are clean."""
         return sorted({s for states in self.runs.values() for s in states if s is not None}, reverse=True)
+
+    def shape(self, run: str) -> tuple[int, ...]:
+        """[C, T, H, W] of a run's latents, from a header and only once."""
+        if run not in self._shapes:
+            self._shapes[run] = tuple(latent_data.shape_of(next(iter(self.runs[run].values()))))
+        return self._shapes[run]
 
     def state(self, run: str, sigma: float | None) -> Tensor:
         """The latent [C, T, H, W] of a run, fp32."""
@@ -155,12 +165,37 @@ def draw(
     return Batch(torch.stack(xs[0] + xs[1]), torch.tensor(2 * sigmas), words + words, data.outcomes(rows))
 
 
+@dataclass(frozen=True)
+class Side:
+    """One clip of a comparison at a noise level. caught: whether its run was caught there, else it is to be noised."""
+
+    run: str
+    prompt: str
+    shape: tuple[int, ...]
+    caught: bool
+
+    def state(self, data: PreferenceData, sigma: float, seed: int) -> Tensor:
+        """The noisy latent [C, T, H, W]; noise follows from the seed, the prompt and the shape."""
+        if self.caught:
+            level = next(s for s in data.runs[self.run] if s is not None and abs(s - sigma) < SAME_LEVEL)
+            return data.state(self.run, level)[:, : self.shape[1]]
+        digest = hashlib.sha256(f"{seed} {self.prompt}".encode()).digest()
+        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        return sigma * noise + (1 - sigma) * data.state(self.run, None)[:, : self.shape[1]]
+
+
+def sides_at(data: PreferenceData, row: Row, sigma: float) -> tuple[Side, Side]:
+    """Both clips of a row at a noise level. Raises PrismDataError where they cannot be compared there."""
+    _, caught = _level(data, row, sigma, None, (0.0, 1.0))
+    shape = common_shape(row, data.shape(row.a), data.shape(row.b))
+    return Side(row.a, row.prompt, shape, caught), Side(row.b, row.prompt, shape, caught)
+
+
 def by_shape(data: PreferenceData, rows: Sequence[Row]) -> list[list[Row]]:
     """The rows parted by their latents' common shape, which only headers are read for. Raises PrismDataError."""
-    shapes = {name: latent_data.shape_of(next(iter(states.values()))) for name, states in data.runs.items()}
     groups = defaultdict(list)
     for row in rows:
-        groups[common_shape(row, shapes[row.a], shapes[row.b])].append(row)
+        groups[common_shape(row, data.shape(row.a), data.shape(row.b))].append(row)
     return list(groups.values())
 
 
@@ -190,20 +225,20 @@ def require_classes(rows: Sequence[Row], source: str | Path) -> None:
 
 
 def _level(
-    data: PreferenceData, row: Row, sigma: float | None, generator: torch.Generator, within: tuple[float, float]
+    data: PreferenceData, row: Row, sigma: float | None, generator: torch.Generator | None, within: tuple[float, float]
 ) -> tuple[float, bool]:
     """(noise level, whether both runs were caught at it)."""
     low, high = within
     common = sorted(s for s in data.runs[row.a].keys() & data.runs[row.b].keys() if s is not None)
     clean = None in data.runs[row.a] and None in data.runs[row.b]
     if sigma is None:
-        usable = [s for s in common if low - 1e-4 <= s <= high + 1e-4]
+        usable = [s for s in common if low - SAME_LEVEL <= s <= high + SAME_LEVEL]
         if usable:
             return usable[int(torch.randint(0, len(usable), (), generator=generator))], True
         if common and not clean:
             raise PrismDataError(f"runs '{row.a}' and '{row.b}' were both caught at no sigma from {low:g} to {high:g}")
         sigma = low + (high - low) * float(torch.rand((), generator=generator))
-    near = [s for s in common if abs(s - sigma) < 1e-4]
+    near = [s for s in common if abs(s - sigma) < SAME_LEVEL]
     if near:
         return near[0], True
     if not clean:

@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--levels", type=float, nargs="+", help="noise levels (default: those of the data, or 7)")
     parser.add_argument("--other_weights", action="store_true", help="measure on other weights than the head was trained on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--batch", type=int, default=8, help="pairs at a time (default 8)")
+    parser.add_argument("--batch", type=int, default=8, help="clips at a time (default 8)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0)

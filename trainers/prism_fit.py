@@ -13,7 +13,7 @@ from . import shell_lcc_checkpoint as checkpoint
 from .kernels.prism import files
 from .kernels.prism.head import POOLINGS, HeadConfig, PrismHead
 from .kernels.prism.preference_loss import ETA
-from .prism_train import Scorer, Settings
+from .prism_train import SCHEDULES, Scorer, Settings
 from .progress import Bar
 from .shell_lcc_files import provenance, require_output
 from .shell_lcc_train import Checkpoints
@@ -48,6 +48,7 @@ def add_arguments(parser) -> None:
     how.add_argument("--train_batch_size", type=int, default=8, help="pairs a process and step (default 8)")
     how.add_argument("--learning_rate", type=float, default=1e-4)
     how.add_argument("--weight_decay", type=float, default=0.01)
+    how.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant", help="after the warmup (default constant)")
     how.add_argument("--lr_warmup_steps", type=int, default=100)
     how.add_argument("--max_grad_norm", type=float, default=1.0, help="0 does not clip (default 1)")
     how.add_argument("--eta", type=float, default=ETA, help="width of the tie in the loss, above 1 (default 5)")
@@ -123,6 +124,7 @@ def _train(args, place) -> int:
     settings = Settings(
         args.max_train_steps, args.train_batch_size, place.count, args.learning_rate, args.weight_decay,
         args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed, within, args.token_dropout,
+        args.lr_scheduler,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     head = PrismHead(config)

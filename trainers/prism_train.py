@@ -4,8 +4,10 @@ Batches follow from (seed, step, process), so a run that was cut off and resumed
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -14,10 +16,12 @@ from . import shell_lcc_checkpoint as checkpoint
 from .kernels.prism import accuracy
 from .kernels.prism.head import PrismHead
 from .kernels.prism.preference_loss import TIE, rao_kupper
-from .prism_data import MISSING, Batch, PreferenceData, Row, by_shape, draw
+from .prism_data import MISSING, Batch, PreferenceData, Row, by_shape, draw, sides_at
 from .shell_lcc_train import BAD_IN_A_ROW, Checkpoints, DivergedError, signals
 from .wan_dit import WanDit
 from .wan_text_padding import fold
+
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Settings:
     """What decides the outcome of a training, together with the data and the head's configuration.
 
     batch: pairs a process and step; eta: of the loss; sigmas: lowest and highest noise level; token_dropout:
-    share of the visual tokens that the head is not given.
+    share of the visual tokens that the head is not given; schedule: one of SCHEDULES.
     """
 
     steps: int
@@ -40,6 +44,7 @@ class Settings:
     seed: int
     sigmas: tuple[float, float] = (0.0, 1.0)
     token_dropout: float = 0.0
+    schedule: str = "constant"
 
 
 class Scorer(torch.nn.Module):
@@ -135,7 +140,7 @@ def train(
             if bool(torch.isfinite(length)):
                 bad = 0
                 for group in prepared.param_groups:
-                    group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup))
+                    group["lr"] = learning_rate(settings, step)
                 prepared.step()
             else:
                 skipped, bad = skipped + 1, bad + 1
@@ -157,6 +162,13 @@ def train(
                     f"saved step {step} of {settings.steps}; add --resume_from_checkpoint latest to the same command to go on"
                 )
     return {"steps": step, "skipped_steps": skipped, **figures}
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Of a step, from 0: rising over the warmup, then constant, or falling to nothing as a half cosine over all steps."""
+    risen = min(1.0, (step + 1) / max(1, settings.warmup))
+    fallen = 0.5 + 0.5 * math.cos(math.pi * step / settings.steps) if settings.schedule == "cosine" else 1.0
+    return settings.learning_rate * risen * fallen
 
 
 def make_optimiser(head: PrismHead, settings: Settings) -> torch.optim.AdamW:
@@ -194,20 +206,25 @@ def swapped(row: Row) -> Row:
 
 @torch.no_grad()
 def differences(scorer, data: PreferenceData, rows: Sequence[Row], sigma: float, batch: int, seed: int = 0) -> Tensor:
-    """Score differences [N, dimensions] of rows at a noise level, on the CPU; the same noise whatever the batch."""
-    out = []
-    for start in range(0, len(rows), batch):
-        part = []
-        for i, row in enumerate(rows[start : start + batch]):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + start + i)
-            part.append(draw(data, [row], sigma, generator))
-        sides = [torch.cat([b.x[k : k + 1] for b in part]) for k in (0, 1)]
-        levels = torch.cat([b.sigma[:1] for b in part])
-        words = [b.words[0] for b in part]
-        scores = scorer(torch.cat(sides), torch.cat([levels, levels]), words + words).float().cpu()
-        a, b = scores.chunk(2)
-        out.append(a - b)
-    return torch.cat(out)
+    """Score differences [N, dimensions] of rows at a noise level, on the CPU; the same noise whatever the batch.
+
+    All runs of a prompt share their noise, so each is scored once, however many rows it is in. batch: runs at a time.
+    """
+    sides = [sides_at(data, row, sigma) for row in rows]
+    places = {key: i for i, key in enumerate(dict.fromkeys(key for pair in sides for key in pair))}
+    # Only latents of one shape make a batch.
+    order = sorted(places, key=lambda key: key.shape)
+    scores: list[Tensor | None] = [None] * len(places)
+    for _, group in groupby(order, key=lambda key: key.shape):
+        group = list(group)
+        for start in range(0, len(group), batch):
+            part = group[start : start + batch]
+            x = torch.stack([key.state(data, sigma, seed) for key in part])
+            words = [data.texts[key.prompt] for key in part]
+            found = scorer(x, torch.full((len(part),), sigma), words).float().cpu()
+            for key, score in zip(part, found, strict=True):
+                scores[places[key]] = score
+    return torch.stack([scores[places[a]] - scores[places[b]] for a, b in sides])
 
 
 def accuracies(
