@@ -51,7 +51,8 @@ class TestAccuracy:
 
     def test_levels_and_the_judges_own_look(self):
         truth = oracle()
-        judged = {f"judge.{k}": truth[:, :8, None].expand(-1, -1, 4) for k in ("noisy", "prediction")}
+        seen = truth[:, :8, None].expand(-1, -1, len(candidates.JUDGED_STEPS))
+        judged = {f"judge.{k}": seen for k in ("noisy", "prediction")}
         found = prism_rows.accuracies(pool_of(truth, truth), judged)
         assert [len(v.accuracy) for v in found] == [3 if s in candidates.JUDGED_STEPS else 1 for s in candidates.STEPS] + [1]
         assert all(e.mean == 1 for v in found for e in v.accuracy.values())
@@ -168,6 +169,13 @@ def test_a_real_search_finds_what_the_tables_say(world, scorer):
     assert whole.winner == int(tables["finished.query"].argmax())
     torch.testing.assert_close(whole.z[0], tables["z"][whole.winner], atol=1e-3, rtol=1e-3)
     assert whole.blocks == plan.full_cost.blocks
+
+
+def test_searches_are_timed_in_turn(world, scorer):
+    found = prism_rows.clock(world, scorer, captions=1, size=2)
+    plan = prism_rows.plan_of(2, prism_rows.HALVING, 7)
+    assert (found.full_blocks, found.halving_blocks) == (plan.full_cost.blocks, plan.cost.blocks)
+    assert 0 < found.halving_s < found.full_s
 
 
 def test_prompts_of_the_heads_are_the_training_captions(tmp_path):

@@ -17,6 +17,7 @@ from benchmarks.toy_world import (
     judge,
     pipeline,
     plots,
+    prism_rows,
     report,
     shell_lcc_rows,
     stack_rows,
@@ -26,6 +27,7 @@ from benchmarks.toy_world import (
 from benchmarks.toy_world.captions import VALUES
 from benchmarks.toy_world.clips import clip, scene_of, sibling
 from benchmarks.toy_world.guidance import Guidance, SigmaTable
+from benchmarks.toy_world.statistics import Estimate
 from trainers import latent_data, shell_lcc
 from trainers.kernels.shell_lcc.calibration import calibrate
 from trainers.kernels.shell_lcc.manifold import load, save
@@ -288,6 +290,8 @@ def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(jobs, "run", run)
     monkeypatch.setattr(candidates, "taps", lambda folder: dict.fromkeys(candidates.HEADS, 11))
+    timed = prism_rows.Clocked(8, 2, 10.0, 3.2, 3840, 1200, Estimate(1.02, 0.01, 2))
+    monkeypatch.setattr(report, "clock", lambda files: timed)
     assert report.main(["--clips", "32", "--captions", "6", "--extra", "--output_dir", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name in (*shell_lcc_rows.SETTINGS, *shell_lcc_rows.REFINE_SETTINGS, *stack_rows.KINDS):
@@ -298,6 +302,8 @@ def test_the_report_is_written_whole(monkeypatch, tmp_path, capsys):
     assert len(figures["predictions"]) == pipeline.STEPS
     for kind in ("random seed", "oracle, full", "query, halving", "query, one early prune", "query, cached drafts"):
         assert f"| 8 | {kind} |" in text, kind
+    assert "what its blocks predict: 1.020" in text
+    assert figures["clocked"]["ratio"] == [1.02, 0.01]
     assert "6 held-out captions, 16 seeds each" in text
     assert {row["n"] for row in figures["prism"]["best_of_n"]} == {4, 8, 16}
     assert len(figures["prism"]["accuracy"]) == len(candidates.STEPS) + 1

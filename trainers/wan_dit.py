@@ -67,7 +67,7 @@ def load(
     if path.is_dir():
         config, state, backbone = _from_folder(path, last_block)
     elif path.is_file():
-        config, state, backbone = _from_file(path, last_block)
+        config, state, backbone = _from_file(path, last_block, dtype)
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
     return WanDit(_build(config, state, dtype, path).to(device), backbone, path.stem)
@@ -97,7 +97,9 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
     return config
 
 
-def _from_file(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
+def _from_file(
+    path: Path, last_block: int | None, dtype: torch.dtype
+) -> tuple[dict, dict[str, Tensor], Backbone]:
     try:
         with safe_open(path, framework="pt") as f:
             keys = list(f.keys())
@@ -108,7 +110,7 @@ def _from_file(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tens
             shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
             config = read_config(shapes, path)
             last = _last(config["num_layers"], last_block, path)
-            state = {n: _scaled(f, prefix + n, keys) for n in without_blocks_after(names, last)}
+            state = {n: _scaled(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
     except SafetensorError:
         raise DitError(f"{path}: {formats.describe_foreign(path)}; a Wan transformer comes as .safetensors") from None
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
@@ -164,12 +166,15 @@ def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: P
     return model.train(False).requires_grad_(False)
 
 
-def _scaled(f, key: str, keys: list[str]) -> Tensor:
+def _scaled(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
     tensor = f.get_tensor(key)
     for suffix in SCALES:
         scale = key.removesuffix(".weight") + suffix
         if key.endswith(".weight") and scale in keys:
-            return tensor.float() * f.get_tensor(scale).float()
+            whole = tensor.float() * f.get_tensor(scale).float()
+            # Blocks at once, lest all of them lie in memory in fp32; what the fingerprint reads stays exact.
+            rounded = ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
+            return whole.to(dtype) if rounded else whole
     return tensor
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainers import prism_train, wan_dit, wan_sampling
 from trainers.kernels.prism import files
+from trainers.wan_text_padding import fold
 
 from . import judge, pipeline, weights
 from .captions import Attributes
@@ -22,10 +23,10 @@ from .easy_cache import draft
 COUNT = 16
 # Steps whose input is scored: densest where runs are still cheap to drop.
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
-# How PRISM Score reads finished clips.
-FINISHED_SIGMAS, DRAWS = (0.1, 0.2, 0.3), 2
+# How finished clips are read, as PRISM Score does.
+FINISHED_SIGMAS = (0.1, 0.2, 0.3)
 # Steps at which the pixel judge looks at decoded noisy latents, and at decoded predictions.
-JUDGED_STEPS = (1, 3, 6, 12)
+JUDGED_STEPS = (3, 8)
 Heads = Mapping[str, prism_train.Scorer]
 HEADS = {"query": "toy_prism_head.safetensors", "mean": "toy_prism_mean_head.safetensors"}
 
@@ -73,23 +74,20 @@ def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int)
     z = wan_sampling.euler(
         denoiser, pipeline.initial_noise(seeds(index, count)), path, watch=lambda x, sigma, step: states.__setitem__(step, x)
     )
-    out = {"z": z}
-    for name, scorer in heads.items():
-        out[f"score.{name}"] = torch.stack([score(scorer, states[k], path[k], caption) for k in STEPS], dim=1)
-        out[f"finished.{name}"] = finished(scorer, z, caption, index)
+    noisy = [scores(heads, states[k], path[k], caption) for k in STEPS]
+    out = {"z": z} | {f"score.{name}": torch.stack([found[name] for found in noisy], dim=1) for name in heads}
+    out |= {f"finished.{name}": found for name, found in finished(heads, z, caption, index).items()}
     return out | of_reading(j.read(world.decode(z)), caption)
 
 
 @torch.no_grad()
 def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
-    """The same candidates under a step cache: "evaluations" [N] that each took, and finished.<head> [N] of the drafts."""
+    """The same candidates under a step cache: "evaluations" [N], steps that each took, and finished.<head> [N]."""
     caption = caption_of(world, split, index)
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     z, evaluations = draft(lambda n: world.denoiser([caption.text] * n), pipeline.initial_noise(seeds(index, count)), path)
-    out = {"z": z, "evaluations": evaluations}
-    for name, scorer in heads.items():
-        out[f"finished.{name}"] = finished(scorer, z, caption, index)
-    return out | of_reading(j.read(world.decode(z)), caption)
+    found = finished(heads, z, caption, index)
+    return {"evaluations": evaluations} | {f"finished.{name}": values for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -117,19 +115,27 @@ def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str,
     return out
 
 
-def score(scorer: prism_train.Scorer, x: Tensor, sigma: float, caption: Caption) -> Tensor:
-    """[N], mean over the head's dimensions."""
+def scores(heads: Heads, x: Tensor, sigma: float, caption: Caption) -> dict[str, Tensor]:
+    """head -> [N], mean over its dimensions. The backbone is run once for all."""
     n = len(x)
-    return scorer(x, torch.full((n,), sigma), [caption.words] * n).float().mean(dim=1)
+    if not heads:
+        return {}
+    dit = max((s.dit for s in heads.values()), key=lambda d: len(d.model.blocks))
+    taps = sorted({t for s in heads.values() for t in s.head.config.taps})
+    text, bias, mask = fold([caption.words] * n)
+    levels = torch.full((n,), sigma)
+    visual, words = dit.features(x, levels, text, taps, bias)
+    seen = dict(zip(taps, visual, strict=True))
+    return {name: s.head([seen[t] for t in s.head.config.taps], words, mask, levels).mean(dim=1) for name, s in heads.items()}
 
 
-def finished(scorer: prism_train.Scorer, z: Tensor, caption: Caption, index: int) -> Tensor:
-    """[N]: mean over FINISHED_SIGMAS and draws of noise, which the candidates share."""
+def finished(heads: Heads, z: Tensor, caption: Caption, index: int) -> dict[str, Tensor]:
+    """head -> [N]: mean over FINISHED_SIGMAS; the candidates share their noise."""
     found = []
-    for k in range(DRAWS):
+    for k, sigma in enumerate(FINISHED_SIGMAS):
         noise = pipeline.initial_noise([2_000_000 + 100 * index + k])
-        found += [score(scorer, sigma * noise + (1 - sigma) * z, sigma, caption) for sigma in FINISHED_SIGMAS]
-    return torch.stack(found).mean(dim=0)
+        found.append(scores(heads, sigma * noise + (1 - sigma) * z, sigma, caption))
+    return {name: torch.stack([f[name] for f in found]).mean(dim=0) for name in heads}
 
 
 def of_reading(reading: judge.Reading, caption: Caption) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers.kernels.prism.plan import Plan, make_plan, rank
 
-from . import candidates, pipeline, statistics
+from . import candidates, pipeline, search, statistics
 from .jobs import Job, gather
 from .statistics import Estimate
 
@@ -26,8 +26,10 @@ TIE = 0.02
 HALVING = (0.945, 0.901, 0.819)
 EARLY = (0.945,)
 DRAFTED = 8
-JUDGED_CAPTIONS, JUDGED_COUNT = 24, 8
+JUDGED_CAPTIONS, JUDGED_COUNT = 16, 8
 DEPTH, PASSES = 12, 2
+# Captions for which plain and pruned searches are timed.
+CLOCKED = 6
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def rows_of(size: int, pool: dict[str, Tensor], drafts: dict[str, Tensor], taps:
     ]
     for head, tap in taps.items():
         scores, ends = pool[f"score.{head}"], pool[f"finished.{head}"]
-        reading = size * candidates.DRAWS * len(candidates.FINISHED_SIGMAS) * (tap + 1)
+        reading = size * len(candidates.FINISHED_SIGMAS) * (tap + 1)
 
         def best(p: int, s: list[int], ends=ends) -> int:
             return int(ends[p, s].argmax())
@@ -198,6 +200,33 @@ def at_random(oracle: Tensor, size: int) -> Tensor:
     captions, count = oracle.shape
     values = [torch.stack([oracle[p, s].mean() for s in subsets(size, count, seed=p)]).mean() for p in range(captions)]
     return torch.stack(values)
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """Real searches, one thread: seconds and blocks of plain Best-of-N and of halving, summed over captions, and the ratio
+    of the time that halving took to what its blocks predict, an Estimate over captions."""
+
+    size: int
+    captions: int
+    full_s: float
+    halving_s: float
+    full_blocks: int
+    halving_blocks: int
+    ratio: Estimate
+
+
+def clock(world: pipeline.ToyWorld, scorer, captions: int = CLOCKED, size: int = 8) -> Clocked:
+    """Plain Best-of-N and halving in turn, caption by caption, so that a machine that slows down slows both."""
+    plan = plan_of(size, HALVING, max(scorer.head.config.taps))
+    rows = []
+    for index in range(captions):
+        caption = candidates.caption_of(world, SPLIT, index)
+        whole = search.full(world, scorer, caption, index, size)
+        rows.append((whole, search.search(world, scorer, caption, index, plan)))
+    ratios = torch.tensor([h.seconds / f.seconds * f.blocks / h.blocks for f, h in rows])
+    sums = [sum(column) for column in zip(*((f.seconds, h.seconds, f.blocks, h.blocks) for f, h in rows), strict=True)]
+    return Clocked(size, captions, *sums, statistics.mean(ratios))
 
 
 def accuracy_table(found: list[Level]) -> str:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from trainers.kernels.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.wan_vae import file_digest
 
-from . import candidates, jobs, judge, plots, prism_rows, shell_lcc_rows, stack_rows, weights
+from . import candidates, jobs, judge, pipeline, plots, prism_rows, shell_lcc_rows, stack_rows, weights
 from .guidance import SigmaTable, fit_patch_manifold
 from .pipeline import CFG, SHIFT, STEPS, sigmas
 
@@ -108,7 +109,20 @@ the gain of full Best-of-N with the same head.
 """
 
 
-def compose_prism(figures: dict, levels: list, chosen: list, drafts: dict) -> str:
+CLOCKED = """Real searches of {captions} captions, N = {size}, one thread, in turn: plain {full_s:.1f} s for
+{full_blocks} blocks, halving {halving_s:.1f} s for {halving_blocks}. Its time over what its blocks predict: {ratio}.
+"""
+
+
+def clock(files: jobs.Files) -> prism_rows.Clocked:
+    """Timed searches with the committed head, or another folder's."""
+    world = pipeline.load(files.weights)
+    return prism_rows.clock(world, candidates.load_heads(files.heads, files.weights / weights.DIT)["query"])
+
+
+def compose_prism(
+    figures: dict, levels: list, chosen: list, drafts: dict, clocked: prism_rows.Clocked
+) -> str:
     """The report's part on PRISM as markdown."""
     by_name = {(r.size, r.name): r for r in chosen}
     known = figures | {
@@ -122,6 +136,7 @@ def compose_prism(figures: dict, levels: list, chosen: list, drafts: dict) -> st
         prism_rows.accuracy_table(levels),
         BEST_OF_N.format_map(known),
         prism_rows.table(chosen) + "\n",
+        CLOCKED.format_map(asdict(clocked) | {"ratio": clocked.ratio.text()}),
         "![accuracy by noise level, and gain by cost](prism.png)\n",
     ]
     return "\n".join(parts)
@@ -207,6 +222,7 @@ def main(argv=None) -> int:
     pool, drafts, judged = (prism_rows.tables(results, prism[k]) for k in ("candidates", "drafts", "judged"))
     levels = prism_rows.accuracies(pool, judged)
     chosen = prism_rows.rows(pool, drafts, candidates.taps(files.heads))
+    clocked = clock(files)
     figures = {
         "clips": args.clips,
         "psnr_per_frame": stack_rows.psnr_per_frame(results, plans["stack"]),
@@ -220,12 +236,13 @@ def main(argv=None) -> int:
         "captions": args.captions,
         "spread": float(pool["oracle.overall"].std(dim=1).mean()),
         "prism": prism_rows.as_json(levels, chosen),
+        "clocked": {**asdict(clocked), "ratio": [clocked.ratio.mean, clocked.ratio.half]},
     }
     plots.stack(stack, out / "stack.png")
     plots.shell_lcc(shell, out / "shell_lcc.png")
     write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
     plots.prism(levels, chosen, out / "prism.png")
-    text = compose(figures, stack, shell, refined, sigma_table) + compose_prism(figures, levels, chosen, drafts)
+    text = compose(figures, stack, shell, refined, sigma_table) + compose_prism(figures, levels, chosen, drafts, clocked)
     write_text(out / "report.md", text)
     print(stack_rows.table(stack), shell_lcc_rows.table(shell), prism_rows.table(chosen), sep="\n\n")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; see {out / 'report.md'}")

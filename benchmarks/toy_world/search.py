@@ -129,6 +129,6 @@ def full(world, scorer, caption: Caption, index: int, count: int) -> Timed:
     denoiser = world.denoiser([caption.text])
     z = [wan_sampling.euler(denoiser, x, path) for x in pipeline.initial_noise(seeds(index, count)).split(1)]
     seconds = time.perf_counter() - began
-    scores = torch.cat([finished(scorer, one, caption, index) for one in z])
+    scores = torch.cat([finished({"head": scorer}, one, caption, index)["head"] for one in z])
     winner = int(scores.argmax())
     return Timed(winner, z[winner], seconds, 2 * len(world.dit.blocks) * pipeline.STEPS * count)

@@ -29,7 +29,7 @@ NEGATIVE = "negative"
 # Scores that differ by no more are a tie.
 TIE = 0.02
 TRAIN = {
-    "taps": 11, "dim": 128, "heads": 4, "layers": 2, "max_train_steps": 2400, "train_batch_size": 16, "learning_rate": 1e-3,
+    "taps": 11, "dim": 128, "heads": 4, "layers": 2, "max_train_steps": 1800, "train_batch_size": 16, "learning_rate": 1e-3,
     "lr_scheduler": "cosine", "weight_decay": 0.3, "lr_warmup_steps": 100, "token_dropout": 0.6, "held_out": 0.08,
     "validation_steps": 600, "checkpointing_steps": 200,
 }  # fmt: skip
@@ -55,10 +55,19 @@ def collect(arguments: list) -> int:
     return prism.main([str(a) for a in arguments])
 
 
-def score(shard: Path, folder: Path, judge_path: Path) -> list[dict]:
-    """What the judge makes of the finished clips of one caption: a row a run."""
+_models = None
+
+
+def load_models(folder: Path, judge_path: Path) -> None:
+    """What a process of `write_scores` needs, once."""
+    global _models
     torch.set_num_threads(1)
-    world, j = pipeline.load(folder), judge.load(judge_path)
+    _models = pipeline.load(folder), judge.load(judge_path)
+
+
+def score(shard: Path) -> list[dict]:
+    """What the judge makes of the finished clips of one caption: a row a run."""
+    world, j = _models
     tensors = load_file(shard)
     names = sorted(k for k in tensors if "@" not in k)
     scene, _ = scene_of(SPLIT, int(names[0].split("-")[1]))
@@ -74,11 +83,12 @@ def write_scores(runs: Path, folder: Path, judge_path: Path, processes: int) -> 
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     done = {json.loads(line)["run"].rsplit("-", 1)[0] for line in lines}
     shards = [s for s in sorted(runs.glob("latents-*")) if prompt_of(s) not in done]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool, open(path, "a", encoding="utf-8") as f:
-        jobs = [pool.submit(score, s, folder, judge_path) for s in shards]
-        for job in tqdm(jobs, desc="judging", unit="caption"):
-            f.write("".join(json.dumps(row) + "\n" for row in job.result()))
-            f.flush()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, load_models, (folder, judge_path)) as pool:
+        with open(path, "a", encoding="utf-8") as f:
+            for rows in tqdm(pool.map(score, shards), total=len(shards), desc="judging", unit="caption"):
+                f.write("".join(json.dumps(row) + "\n" for row in rows))
+                f.flush()
     return path
 
 
