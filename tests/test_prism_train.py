@@ -1,7 +1,11 @@
 """PRISM's data folder and trainer: a head learns what a small backbone's features tell of noisy latents."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from trainers.wan_text_padding import fold
 
 from .test_wan_dit import CONFIG
 
+ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, SEEDS = 12, 4
 LEVELS = (0.9, 0.3)
 
@@ -390,3 +395,37 @@ class TestRefusals:
         )
         assert "was trained on wan, 4 blocks" in said
         assert "5 blocks" in said
+
+
+def test_processes_share_their_gradients(folder, backbone, tmp_path):
+    """Two processes take the step of the mean of their losses, and the first alone writes."""
+    out = tmp_path / "two.safetensors"
+    argv = ["train", "--data", folder, "--backbone", backbone, "--output", out, "--taps", 2, "--dim", 32, "--heads", 4,
+            "--layers", 2, "--max_train_steps", 1, "--learning_rate", 3e-3, "--lr_warmup_steps", 0, "--held_out", 0.4,
+            "--validation_steps", 1, "--train_batch_size", 4, "--max_grad_norm", 0, "--device", "cpu",
+            "--report_to", "tensorboard", "--token_dropout", 0.25]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.prism"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    command = [*launcher, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1
+    assert list((tmp_path / "two.checkpoints" / "logs").glob("events*"))
+
+    data = prism_data.load(folder)
+    fit, _, _ = prism_fit.held_out_halves(data, 0.4, 0)
+    dit = wan_dit.load(backbone, 2)
+    torch.manual_seed(0)
+    head = files.PrismHead(files.HeadConfig(dit.backbone.width, 32, 4, 2, (2,), 1, data.dimensions))
+    settings = prism_train.Settings(1, 4, 2, 3e-3, 0.01, 0, 0, 5, "no", 0, token_dropout=0.25)
+    scorer, losses = prism_train.Scorer(dit, head), []
+    for process in (0, 1):
+        generator = prism_train.generator_of(settings, 0, process)
+        batch = prism_train.batch_of(data, prism_data.by_shape(data, fit), settings, generator)
+        scores = scorer(batch.x, batch.sigma, batch.words, 0.75, generator)
+        losses.append(prism_train.loss_of(scores, batch.outcome, settings.eta))
+    optimiser = prism_train.make_optimiser(head, settings)
+    (sum(losses) / 2).backward()
+    optimiser.step()
+    for name, value in load_file(out).items():
+        torch.testing.assert_close(value, head.state_dict()[name], rtol=1e-3, atol=2e-5)
