@@ -243,7 +243,7 @@ def test_both_exports_are_the_same_models(world, tmp_path):
 
     export.to_diffusers(tmp_path / "diffusers")
     copied = export.to_comfyui(tmp_path / "models")
-    assert [p.parent.name for p in copied] == ["diffusion_models", "vae", "text_encoders"]
+    assert [p.parent.name for p in copied] == ["diffusion_models", "vae", "text_encoders", "prism", "prism"]
     dit = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers/transformer")
     x, time, text = pipeline.initial_noise([0]), torch.tensor([700.0]), ["a red ball, tile room, fast orbit"]
     embedded = world.text.encode(text)

@@ -20,12 +20,13 @@ COMFYUI = {weights.DIT: "diffusion_models", weights.VAE: "vae", weights.TEXT: "t
 
 
 def to_comfyui(models: str | Path, source: str | Path = weights.FOLDER) -> list[Path]:
-    """Copies the three files below a ComfyUI models folder. Returns their paths."""
+    """Copies the three files, and the PRISM heads, below a ComfyUI models folder. Returns their paths."""
     out = []
-    for name, kind in COMFYUI.items():
-        folder = Path(models) / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        out.append(Path(shutil.copyfile(Path(source) / name, folder / name)))
+    heads = {f"prism/{path.name}": "." for path in sorted((Path(source) / "prism").glob("*.safetensors"))}
+    for name, kind in (COMFYUI | heads).items():
+        target = Path(models) / kind / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        out.append(Path(shutil.copyfile(Path(source) / name, target)))
     return out
 
 

@@ -138,3 +138,29 @@ def test_the_stock_workflow_makes_the_clip_that_is_made_headless(server, toy, ma
     read = judge.load().read(torch.from_numpy(seen).permute(0, 3, 1, 2)[None])
     assert read.probabilities["colour"].argmax() == 0
     assert read.probabilities["room"].argmax() == 0
+
+
+def test_a_race_in_comfyui_has_the_winner_of_the_headless_search(comfy, toy):
+    from benchmarks.toy_world import candidates, pipeline, prism_rows, search, weights
+    from trainers.kernels.latent_space import WAN21
+
+    world, size = toy[3], 4
+    scorer = candidates.load_heads(candidates.heads_folder(), weights.FOLDER / weights.DIT)["query"]
+    plan = prism_rows.plan_of(size, prism_rows.HALVING, max(scorer.head.config.taps))
+    caption = candidates.caption_of(world, prism_rows.SPLIT, 0)
+    with torch.no_grad():
+        found = search.search(world, scorer, caption, 0, plan)
+    model = comfy.run("ModelSamplingSD3", model=toy[0], shift=pipeline.SHIFT)[0]
+    positive, negative = (comfy.run("CLIPTextEncode", clip=toy[1], text=t)[0] for t in (caption.text, ""))
+    (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=17, batch_size=1)
+    (head,) = comfy.run("IntrinsicReward_LoadPrism", file=candidates.HEADS["query"])
+    seeds = candidates.seeds(0, size)
+    out, _, winners, report, _ = comfy.run(
+        "IntrinsicReward_PrismKSampler", model=model, head=head, positive=positive, negative=negative, latent_image=latent,
+        seed=seeds[0], steps=pipeline.STEPS, cfg=pipeline.CFG, sampler_name="euler", scheduler="simple", denoise=1.0,
+        candidates=size, keep=1, checkpoints=", ".join(map(str, prism_rows.HALVING)), finish="continue",
+    )  # fmt: skip
+    assert winners == [seeds[found.winner]]
+    assert f"{plan.cost.blocks} blocks" in report
+    assert "weights are not those" not in report
+    assert close(out["samples"], WAN21.denormalise(found.z)) < 1e-3
