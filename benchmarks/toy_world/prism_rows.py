@@ -43,7 +43,7 @@ class Level:
 @dataclass(frozen=True)
 class Row:
     """One way to choose among N. oracle: of the chosen; gain: over a random choice; share: of the gain of full Best-of-N
-    with the same head (None where there is no such gain to share); evaluations, blocks: of one choice; blocks_share: of N
+    with the same head (None where that gain's interval reaches zero); evaluations, blocks: of one choice; blocks_share: of N
     full runs'."""
 
     size: int
@@ -190,7 +190,9 @@ def row_of(
     base = at_random(oracle, size)
     values = chosen(oracle, size, choose) if values is None else values
     gain = values - base
-    share = None if against is None else statistics.ratio(gain, against - base)
+    # A share of a gain that may be none says nothing.
+    shared = against is not None and statistics.mean(against - base).low > 0
+    share = statistics.ratio(gain, against - base) if shared else None
     full = size * pipeline.STEPS * PASSES * DEPTH
     return Row(size, name, statistics.mean(values), statistics.mean(gain), share, evaluations, blocks, blocks / full)
 

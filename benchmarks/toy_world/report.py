@@ -105,7 +105,8 @@ BEST_OF_N = """
 Best-of-N over subsets of those seeds. Halving drops to a half after each of sigma {halving} (and to one after the last), one
 early prune keeps one after sigma {early}. Full: every seed to the end, scored as PRISM Score does. Cached drafts: every seed
 under a step cache ({draft_steps:.1f} of {steps} steps are run), the one that scores best sampled again without it. Share: of
-the gain of full Best-of-N with the same head.
+the gain of full Best-of-N with the same head; left out where that gain's interval reaches zero. Tried, and what limits it:
+../README.md, What was measured.
 """
 
 
