@@ -63,9 +63,9 @@ def figure(shown: Shown) -> str:
     return "".join([*parts, f"<figcaption><b>{title}</b>{notes}</figcaption></figure>"])
 
 
-def prompt_row(caption: str, clips: Sequence[Shown]) -> str:
-    """All clips of one prompt side by side."""
-    head = f'<section class="prompt" style="--columns: {len(clips)}"><h3>{html.escape(caption)}</h3>'
+def prompt_row(caption: str, clips: Sequence[Shown], columns: int | None = None) -> str:
+    """All clips of one prompt side by side. columns: how many would fill the page's width (None: as many as there are)."""
+    head = f'<section class="prompt" style="--columns: {columns or len(clips)}"><h3>{html.escape(caption)}</h3>'
     return head + "\n".join(figure(c) for c in clips) + "</section>"
 
 
