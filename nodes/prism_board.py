@@ -50,7 +50,9 @@ def as_notes(racing: Race) -> dict:
 def as_image(racing: Race) -> torch.Tensor:
     """float32 [1, H, W, 3] in 0..1: each candidate as it was last seen, with its seed, scores and fate."""
     board = racing.outcome.board
-    h, w = next(iter(racing.thumbnails.values())).shape[:2]
+    # A sampler that never calls back shows nothing of its candidates.
+    unseen = torch.full((9, 16, 3), 60, dtype=torch.uint8)
+    h, w = next(iter(racing.thumbnails.values()), unseen).shape[:2]
     tall = max(1, round(WIDTH * h / w))
     columns = min(COLUMNS, len(board))
     cell = (WIDTH + MARGIN, tall + 3 * LINE + 2 * MARGIN)
@@ -60,7 +62,8 @@ def as_image(racing: Race) -> torch.Tensor:
     for s in board:
         x, y = MARGIN + s.index % columns * cell[0], MARGIN + s.index // columns * cell[1]
         won = s.dropped is None
-        picture = Image.fromarray(racing.thumbnails[s.index].numpy()).resize((WIDTH, tall), Image.Resampling.NEAREST)
+        picture = Image.fromarray(racing.thumbnails.get(s.index, unseen).numpy())
+        picture = picture.resize((WIDTH, tall), Image.Resampling.NEAREST)
         canvas.paste(picture, (x, y))
         if won:
             draw.rectangle((x - 3, y - 3, x + WIDTH + 2, y + tall + 2), outline=WINNER, width=3)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import comfy.utils
 import latent_preview

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from trainers import wan_dit
+from trainers import scaled_fp8, wan_dit
 from trainers.kernels.prism.backbone import FINGERPRINT_TENSORS
 from trainers.wan_dit import DitError
 from trainers.wan_dit_keys import of_text_to_video
@@ -105,7 +105,7 @@ def test_half_precision_keeps_what_must_stay_exact(model, inputs, tmp_path):
     assert (visual[0].float() - wanted[0]).norm() / wanted[0].norm() < 0.03
 
 
-@pytest.mark.parametrize("suffix", wan_dit.SCALES)
+@pytest.mark.parametrize("suffix", scaled_fp8.SCALES)
 def test_scaled_fp8_weights_are_scaled_back(model, inputs, tmp_path, suffix):
     state, path = original(model), tmp_path / "wan.safetensors"
     for name in [n for n in state if n.endswith((".q.weight", ".ffn.0.weight"))]:

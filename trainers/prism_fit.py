@@ -13,6 +13,7 @@ from . import shell_lcc_checkpoint as checkpoint
 from .kernels.prism import files
 from .kernels.prism.head import POOLINGS, HeadConfig, PrismHead
 from .kernels.prism.preference_loss import ETA
+from .prism_data import SAME_LEVEL
 from .prism_train import SCHEDULES, Scorer, Settings
 from .progress import Bar
 from .shell_lcc_files import provenance, require_output
@@ -87,7 +88,7 @@ def held_out_halves(data: prism_data.PreferenceData, share: float, seed: int):
 def levels_of(data: prism_data.PreferenceData, wanted, within: tuple[float, float] = (0.0, 1.0)) -> list[float]:
     """The noise levels to measure at: as wanted, else those that runs were caught at, else LEVELS, within a range."""
     low, high = within
-    known = wanted or [s for s in data.levels() or LEVELS if low - 1e-4 <= s <= high + 1e-4]
+    known = wanted or [s for s in data.levels() or LEVELS if low - SAME_LEVEL <= s <= high + SAME_LEVEL]
     if not known:
         raise ValueError(f"--sigma_range {low:g} {high:g}: the runs were caught at {data.levels()}; give --levels")
     return sorted(known, reverse=True)
@@ -157,7 +158,7 @@ def _train(args, place) -> int:
     if not place.main:
         return 0
     found = prism_train.accuracies(Scorer(dit, head), data, held, tuning, levels, args.train_batch_size, args.seed)
-    caught = [s for s in data.levels() if within[0] - 1e-4 <= s <= within[1] + 1e-4]
+    caught = [s for s in data.levels() if within[0] - SAME_LEVEL <= s <= within[1] + SAME_LEVEL]
     sigmas = (min(caught), max(caught)) if caught else within
     notes = {"seed": args.seed, "pairs": len(fit), "prompts": len({r.prompt for r in fit}), "held_out_pairs": len(held)}
     loaded = files.LoadedHead(

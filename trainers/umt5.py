@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import scaled_fp8
 from .kernels import formats
 
 PREFIXES = ("", "text_encoder.", "umt5xxl.", "transformer.")
 TABLE = "shared.weight"
-SCALES = (".scale_weight", ".weight_scale")
 # Entries that are no weights: how a file is stored, and the tokenizer.
-OTHERS = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8", "spiece_model")
+OTHERS = (*scaled_fp8.STORAGE, "spiece_model")
 PAD, END = 0, 1
 # Wan's own limit; longer texts lose their tail, as in its pipeline.
 LENGTH = 512
@@ -96,7 +96,7 @@ def _from_file(path: Path, dtype: torch.dtype):
             names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(OTHERS)]
             names = [n for n in names if n == TABLE or n.startswith("encoder.") and n != "encoder.embed_tokens.weight"]
             config = read_config({n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}, path)
-            state = {n: _scaled(f, prefix + n, keys).to(dtype) for n in names}
+            state = {n: scaled_fp8.read(f, prefix + n, keys).to(dtype) for n in names}
     except SafetensorError:
         raise TextEncoderError(f"{path}: {formats.describe_foreign(path)}; a text encoder comes as .safetensors") from None
     return _tokenizer_of(spiece, path), _build(config, state, path)
@@ -148,15 +148,6 @@ def _build(config: dict, state: dict[str, Tensor], source: Path):
         lacks = f"lacks {missing[0]}" if missing else f"has {unexpected[0]} too many"
         raise TextEncoderError(f"{source}: {lacks}, so it is a variant of UMT5 that prompts cannot be embedded with")
     return model
-
-
-def _scaled(f, key: str, keys: list[str]) -> Tensor:
-    tensor = f.get_tensor(key)
-    for suffix in SCALES:
-        scale = key.removesuffix(".weight") + suffix
-        if key.endswith(".weight") and scale in keys:
-            return tensor.float() * f.get_tensor(scale).float()
-    return tensor
 
 
 def _transformers():

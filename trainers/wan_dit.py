@@ -12,16 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import scaled_fp8
 from .kernels import formats
 from .kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
 from .wan_dit_keys import of_text_to_video, to_diffusers, without_blocks_after
 from .wan_text_padding import use_bias
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
-# What ComfyUI's scaled fp8 files call the factor that a weight is to be multiplied by.
-SCALES = (".scale_weight", ".weight_scale")
-# Per-layer entries that say how a file is stored and hold no weights of the network.
-STORAGE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 
 
 class DitError(ValueError):
@@ -106,11 +103,11 @@ def _from_file(
             prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
             if prefix is None:
                 raise DitError(f"{path}: no patch_embedding.weight in it, so it is no Wan transformer")
-            names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(STORAGE)]
+            names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
             shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
             config = read_config(shapes, path)
             last = _last(config["num_layers"], last_block, path)
-            state = {n: _scaled(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
+            state = {n: _read(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
     except SafetensorError:
         raise DitError(f"{path}: {formats.describe_foreign(path)}; a Wan transformer comes as .safetensors") from None
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
@@ -166,16 +163,11 @@ def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: P
     return model.train(False).requires_grad_(False)
 
 
-def _scaled(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
-    tensor = f.get_tensor(key)
-    for suffix in SCALES:
-        scale = key.removesuffix(".weight") + suffix
-        if key.endswith(".weight") and scale in keys:
-            whole = tensor.float() * f.get_tensor(scale).float()
-            # Blocks at once, lest all of them lie in memory in fp32; what the fingerprint reads stays exact.
-            rounded = ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
-            return whole.to(dtype) if rounded else whole
-    return tensor
+def _read(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
+    tensor = scaled_fp8.read(f, key, keys)
+    # Blocks at once, lest all of them lie in memory in fp32; what the fingerprint reads stays exact.
+    rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
+    return tensor.to(dtype) if rounded else tensor
 
 
 def _last(depth: int, wanted: int | None, source: Path) -> int:

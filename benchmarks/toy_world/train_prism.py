@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -94,7 +95,8 @@ def write_scores(runs: Path, folder: Path, judge_path: Path, processes: int) -> 
 
 def prompt_of(shard: Path) -> str:
     """The caption's id that a shard's runs are of."""
-    return next(iter(load_file(shard))).rsplit("-", 1)[0]
+    with safe_open(shard, framework="pt") as f:
+        return next(iter(f.keys())).rsplit("-", 1)[0]
 
 
 def main(argv=None) -> int:

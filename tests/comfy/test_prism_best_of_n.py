@@ -321,6 +321,27 @@ def test_the_board_shows_every_candidate(comfy, wan, head):
     assert 0 <= float(board.min()) < float(board.max()) <= 1
 
 
+def test_a_sampler_that_never_calls_back_has_a_board_too(comfy, wan, head):
+    from comfy.samplers import KSAMPLER
+
+    def silent(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            x0 = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
+            x = x + (x - x0) / sigma * (following - sigma)
+        return x
+
+    model, positive, negative, latent = wan
+    (noise,) = comfy.run("RandomNoise", noise_seed=5)
+    (guider,) = comfy.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0)
+    (sigmas,) = comfy.run("BasicScheduler", model=model, scheduler="simple", steps=STEPS, denoise=1.0)
+    out, _, (seed,), _, board = comfy.run(
+        node("PrismBestOfN"), noise=noise, guider=guider, sampler=KSAMPLER(silent), sigmas=sigmas, latent_image=latent,
+        head=head, candidates=2, keep=1, checkpoints="0.97", finish="continue",
+    )  # fmt: skip
+    assert close(out["samples"], plain(comfy, wan, seed)) < 1e-4
+    assert board.shape[2] > 2 * 256
+
+
 def test_scores_are_in_what_is_saved(comfy, wan, head):
     model_, positive, negative, empty = wan
     saved = {"workflow": {}}
