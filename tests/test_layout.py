@@ -21,7 +21,7 @@ TRIPWIRES = re.compile(
 )
 
 
-@pytest.mark.parametrize("folder", ["nodes", "kernels", "kernels/shell_lcc"])
+@pytest.mark.parametrize("folder", ["nodes", "kernels", "kernels/shell_lcc", "kernels/prism", "kernels/geometry"])
 def test_namespace_folders_have_no_init(folder):
     """nodes/__init__.py would shadow ComfyUI's nodes.py, kernels/__init__.py Hugging Face's kernels package."""
     assert (ROOT / folder).is_dir()

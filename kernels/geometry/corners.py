@@ -1,0 +1,61 @@
+"""Corners worth tracking: the smaller eigenvalue of the structure tensor (Shi and Tomasi 1994), the best of every cell."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SCHARR = (3.0 / 32, 10.0 / 32, 3.0 / 32)
+# Squared grey levels per pixel, summed over no more than the window's mean: below it, noise of a grey level has corners too.
+MIN_EIGENVALUE = 2.0
+
+
+def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Scharr derivatives (x, y) of images [B, 1, H, W], in grey levels per pixel."""
+    side, middle, _ = SCHARR
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    # Shifted sums: ten times faster than a convolution with one channel on a CPU.
+    across = padded[..., 2:] - padded[..., :-2]
+    along_x = side * (across[..., :-2, :] + across[..., 2:, :]) + middle * across[..., 1:-1, :]
+    down = padded[..., 2:, :] - padded[..., :-2, :]
+    along_y = side * (down[..., :-2] + down[..., 2:]) + middle * down[..., 1:-1]
+    return along_x, along_y
+
+
+def corner_strength(image: Tensor) -> Tensor:
+    """Smaller eigenvalue of the mean structure tensor over 7x7 pixels, [B, 1, H, W], squared grey levels; outside counts 0."""
+    x, y = gradients(image)
+    products = F.pad(torch.cat([x * x, y * y, x * y], dim=1), (3, 3, 3, 3))
+    a, c, b = (_sum_of_7(_sum_of_7(products, -2), -1) / 49).unbind(1)
+    half = 0.5 * (a - c)
+    return (0.5 * (a + c) - (half * half + b * b).sqrt())[:, None]
+
+
+def _sum_of_7(x: Tensor, dim: int) -> Tensor:
+    """Sums of seven neighbours along a dimension, six shorter, in four additions."""
+    n = x.shape[dim]
+    two = x.narrow(dim, 0, n - 1) + x.narrow(dim, 1, n - 1)
+    four = two.narrow(dim, 0, n - 3) + two.narrow(dim, 2, n - 3)
+    return four.narrow(dim, 0, n - 6) + two.narrow(dim, 4, n - 6) + x.narrow(dim, 6, n - 6)
+
+
+def find_corners(image: Tensor, cell: int, border: int, taken: Tensor | None = None, least: float = MIN_EIGENVALUE) -> Tensor:
+    """The strongest corner of every cell x cell square that has one, [N, 2] pixels (x, y).
+
+    image: [H, W], grey levels 0 to 255; border: pixels to keep away from the picture's edge; taken: [M, 2] points whose
+    cells need no corner; least: the weakest that counts. One corner a cell spreads them: a small plain object gets its
+    share beside wallpaper.
+    """
+    h, w = image.shape
+    strength = corner_strength(image[None, None])
+    strength[..., :border, :] = strength[..., h - border :, :] = 0
+    strength[..., :border] = strength[..., w - border :] = 0
+    strength = F.pad(strength, (0, -w % cell, 0, -h % cell))
+    best, at = F.max_pool2d(strength, cell, cell, return_indices=True)
+    keep = best[0, 0] >= least
+    if taken is not None and len(taken):
+        columns, rows = (taken / cell).floor().long().unbind(1)
+        inside = (rows >= 0) & (rows < keep.shape[0]) & (columns >= 0) & (columns < keep.shape[1])
+        keep[rows[inside], columns[inside]] = False
+    index = at[0, 0][keep]
+    wide = strength.shape[-1]
+    return torch.stack([index % wide, torch.div(index, wide, rounding_mode="floor")], dim=1).to(image.dtype)

@@ -1,0 +1,71 @@
+"""Pictures of tracks: their errors spread over the frames, and where they are against where a rigid scene has them."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Tracks are a cell apart: a share of the shorter side over which each speaks for its surroundings.
+REACH = 1 / 16
+GOOD, BAD, EXPECTED = (0.2, 0.9, 0.3), (1.0, 0.15, 0.1), (1.0, 0.9, 0.2)
+
+
+def spread(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Errors of tracks over whole frames, [K, H, W] float32, NaN where no track is near.
+
+    at: [K, N, 2] pixels; error: [K, N], sums over the observations that weight [K, N] counts.
+    """
+    keys, (height, width) = len(at), size
+    step = max(1, min(size) // 48)
+    rows, columns = math.ceil(height / step), math.ceil(width / step)
+    x = (at[..., 0] / step).long().clamp(0, columns - 1)
+    y = (at[..., 1] / step).long().clamp(0, rows - 1)
+    index = (torch.arange(keys)[:, None] * rows + y) * columns + x
+    totals = torch.zeros(2, keys * rows * columns, dtype=torch.float32)
+    totals[0].index_add_(0, index.flatten(), error.flatten().float())
+    totals[1].index_add_(0, index.flatten(), weight.flatten().float())
+    totals = _blur(totals.view(2, keys, rows, columns), REACH * min(size) / step)
+    maps = torch.where(totals[1] > 1e-2 * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
+    measured = torch.isfinite(maps)
+    filled = F.interpolate(torch.nan_to_num(maps)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    share = F.interpolate(measured[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+    return torch.where(share > 0.5, filled / share.clamp(min=1e-6), math.nan)
+
+
+def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float) -> Tensor:
+    """Frames [K, H, W, 3] with every track as a dot, green to red by its error, on a line to where it should be (yellow).
+
+    at, expected: [K, N, 2] pixels; visible: bool [K, N]; error: [K, N], red from `worst` on.
+    """
+    out = 0.7 * frames.cpu()
+    keys, height, width, _ = out.shape
+    big = max(1, round(min(height, width) / 240))
+    k, n = visible.nonzero().unbind(1)
+    a, b = at[k, n], expected[k, n]
+    # An expected place outside the picture would draw its line along the rim.
+    b = torch.where(((b - a).norm(dim=1) < 0.1 * min(height, width))[:, None], b, a)
+    good, bad = torch.tensor(GOOD), torch.tensor(BAD)
+    share = (error[k, n] / worst).clamp(0, 1).float()[:, None]
+    for s in torch.linspace(0, 1, 12):
+        _dot(out, k, a + (b - a) * s, torch.tensor(EXPECTED).expand(len(k), 3), 1)
+    _dot(out, k, a, good + (bad - good) * share, 2 * big)
+    return out
+
+
+def _dot(out: Tensor, k: Tensor, at: Tensor, colour: Tensor, side: int) -> None:
+    height, width = out.shape[1:3]
+    for dy in range(side):
+        for dx in range(side):
+            x = (at[:, 0].round().long() + dx - side // 2).clamp(0, width - 1)
+            y = (at[:, 1].round().long() + dy - side // 2).clamp(0, height - 1)
+            out[k, y, x] = colour.to(out.dtype)
+
+
+def _blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian of [A, K, H, W], nothing outside."""
+    reach = max(1, round(3 * sigma))
+    kernel = (-torch.arange(-reach, reach + 1, dtype=x.dtype).square() / (2 * max(sigma, 0.3) ** 2)).exp()
+    flat = x.flatten(0, 1)[:, None]
+    flat = F.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(reach, 0))
+    return F.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, reach))[:, 0].view_as(x)

@@ -1,0 +1,98 @@
+"""Geometry on disk: views with depth and cameras in one safetensors file.
+
+Its header says what it is, as in kernels.formats; every value is a string:
+
+  format           "intrinsic_reward"
+  format_version   "1"
+  kind             "geometry"
+  frame_indices    JSON list: the clip's frames that the views are
+  frames           number of frames of the whole clip
+  notes            JSON list
+  provenance       JSON object: created_by and whatever the writer adds; no absolute paths
+
+Tensors: depth [S, H, W], K [S, 3, 3], world_to_camera [S, 4, 4], and where there are any confidence [S, H, W] and
+images uint8 [S, H, W, 3].
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..atomic import write_atomic
+from ..formats import FORMAT, FORMAT_VERSION, describe_foreign
+from ..version import CREATED_BY
+from .record import GeometryError
+from .views import Views
+
+KIND = "geometry"
+MAKER = "make one with the Save Geometry node"
+REQUIRED = ("depth", "K", "world_to_camera")
+
+
+def save_views(path: str | Path, views: Views, provenance: dict | None = None) -> None:
+    """Writes the views; images, where there are any, to 8 bits. A reader never sees half a file. Raises OSError."""
+    tensors = {name: getattr(views, name) for name in (*REQUIRED, "confidence") if getattr(views, name) is not None}
+    # Deep copies: safetensors refuses tensors that share memory.
+    tensors = {name: t.detach().float().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    if views.images is not None:
+        tensors["images"] = (views.images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "kind": KIND,
+        "frame_indices": json.dumps(views.frame_indices),
+        "frames": str(views.frames),
+        "notes": json.dumps(views.notes),
+        "provenance": json.dumps({"created_by": CREATED_BY, **(provenance or {})}, sort_keys=True),
+    }
+    try:
+        write_atomic(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+    except SafetensorError as e:
+        raise OSError(f"{path}: could not be written ({e})") from e
+
+
+def load_views(path: str | Path) -> Views:
+    """What save_views wrote; images come back as floats in [0, 1], or None where the file has none.
+
+    Raises FileNotFoundError, and GeometryError for a file that is something else or damaged. Whether the geometry can
+    be scored is for views.require_usable to say.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            _require_geometry(metadata, path)
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as e:
+        raise GeometryError(f"{path}: {describe_foreign(path)} ({e}); expected a file of geometry: {MAKER}") from e
+    missing = [name for name in REQUIRED if name not in tensors]
+    if missing:
+        raise GeometryError(f"{path}: no {', no '.join(missing)} in it; expected {', '.join(REQUIRED)}: {MAKER}")
+    count = tensors["depth"].shape[0]
+    try:
+        indices = [int(i) for i in json.loads(metadata.get("frame_indices", json.dumps(list(range(count)))))]
+        frames = int(metadata.get("frames", count))
+        notes = [str(n) for n in json.loads(metadata.get("notes", "[]"))]
+    except (TypeError, ValueError) as e:
+        raise GeometryError(f"{path}: its header is damaged ({type(e).__name__}: {e}); {MAKER}") from e
+    images = tensors.get("images")
+    if images is not None and images.dtype == torch.uint8:
+        images = images.float() / 255.0
+    return Views(images, *(tensors[name] for name in REQUIRED), tensors.get("confidence"), indices, frames, notes)
+
+
+def _require_geometry(metadata: dict[str, str], path: Path) -> None:
+    if metadata.get("format") != FORMAT or metadata.get("kind") != KIND:
+        kind = metadata.get("kind")
+        found = f"a file of kind '{kind}'" if kind else "safetensors without this pack's header"
+        raise GeometryError(f"{path}: {found}; expected a file of geometry: {MAKER}")
+    version = metadata.get("format_version", "")
+    if not version.isdigit():
+        raise GeometryError(f"{path}: format_version '{version}' is not a number; {MAKER}")
+    if int(version) > FORMAT_VERSION:
+        raise GeometryError(f"{path}: written in version {version}, this pack reads up to {FORMAT_VERSION}; update the pack")
