@@ -4,9 +4,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     encode_clips,
+    geometry_best_of_n,
+    geometry_da3,
+    geometry_files,
+    geometry_tracks,
     prism_best_of_n,
     prism_files,
     prism_score,
+    record_preference,
     select_top_k,
     shell_lcc_files,
     shell_lcc_fit,
@@ -26,6 +31,11 @@ MODULES = (
     prism_score,
     prism_best_of_n,
     select_top_k,
+    geometry_tracks,
+    geometry_best_of_n,
+    geometry_da3,
+    geometry_files,
+    record_preference,
 )
 
 
@@ -33,6 +43,7 @@ class IntrinsicRewardExtension(ComfyExtension):
     async def on_load(self) -> None:
         shell_lcc_files.register_folder()
         prism_files.register_folder()
+        geometry_da3.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in MODULES for node in module.NODES]

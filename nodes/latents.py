@@ -2,7 +2,20 @@
 
 import torch
 
-from ..kernels.latent_space import LatentSpace, log_odds_raw
+from ..kernels.latent_space import KNOWN, LatentSpace, LatentSpaceError, by_id, log_odds_raw
+
+AUTO = "auto"
+
+
+def choose_space(channels: int, choice: str, source: str) -> LatentSpace:
+    """The space named by `choice`, or for AUTO the known one with that many channels. Raises LatentSpaceError."""
+    if choice != AUTO:
+        return by_id(choice)
+    for space in KNOWN.values():
+        if space.channels == channels:
+            return space
+    known = ", ".join(f"{s.channels} ({s.id})" for s in KNOWN.values())
+    raise LatentSpaceError(f"{source}: found {channels} channels, expected {known}; use a Wan VAE")
 
 
 def read_raw(latent: dict, space: LatentSpace, source: str) -> torch.Tensor:

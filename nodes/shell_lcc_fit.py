@@ -9,36 +9,24 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..kernels.latent_space import KNOWN, LatentSpace, LatentSpaceError, by_id
+from ..kernels.latent_space import KNOWN, LatentSpace
 from ..kernels.shell_lcc.calibration import calibrate
 from ..kernels.shell_lcc.evaluation import draw_tokens, evaluate, held_out_split, quotas, score, split_frames
 from ..kernels.shell_lcc.fit_anchors import fit_anchors
 from ..kernels.shell_lcc.manifold import ShellManifold
 from ..kernels.version import CREATED_BY
-from .latents import normalised_warning, read_raw
+from .latents import AUTO, choose_space, normalised_warning, read_raw
 from .shell_lcc_type import ShellLCCType, for_wire
 
-AUTO = "auto"
 # Below this probability of telling real tokens from blurred or noisy ones a manifold is of little use.
 WEAK_AUROC = 0.6
 
 Clips = list[tuple[str, torch.Tensor]]
 
 
-def choose_space(channels: int, choice: str) -> LatentSpace:
-    """The space named by `choice`, or the known one with that many channels. Raises LatentSpaceError."""
-    if choice != AUTO:
-        return by_id(choice)
-    for space in KNOWN.values():
-        if space.channels == channels:
-            return space
-    known = ", ".join(f"{s.channels} ({s.id})" for s in KNOWN.values())
-    raise LatentSpaceError(f"Fit Shell-LCC, input 'latents': found {channels} channels, expected {known}; use a Wan VAE")
-
-
 def read_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, list[str]]:
     """(space, normalised clips [C, T, h, w] fp32 by id, warnings) of a list of LATENT batches."""
-    space = choose_space(latents[0]["samples"].shape[1], choice)
+    space = choose_space(latents[0]["samples"].shape[1], choice, "Fit Shell-LCC, input 'latents'")
     clips, warnings = [], []
     for number, latent in enumerate(latents, start=1):
         source = f"Fit Shell-LCC, input 'latents', batch {number}"

@@ -43,16 +43,18 @@ class InProcessComfyUI:
         """A module of the pack, such as "kernels.formats", as the running nodes see it."""
         return importlib.import_module(f"{self.pack.__name__}.{name}")
 
-    def run(self, class_id, /, extra_data=None, **inputs):
+    def run(self, class_id, /, extra_data=None, lists=None, **inputs):
         """Execute one node through ComfyUI's executor functions and return its outputs; `ui` keeps what it shows.
 
-        extra_data: what comes with a prompt, such as {"extra_pnginfo": {...}}.
+        extra_data: what comes with a prompt, such as {"extra_pnginfo": {...}}; lists: values of inputs that list outputs are
+        connected to.
 
         Like the executor this runs under inference mode, sets the hidden inputs and locks the class of a V3 node.
         Inputs are not validated and no defaults are filled in.
         """
         cls = self.node(class_id)
         values, _, v3_data = self.execution.get_input_data(inputs, cls, "1", extra_data=extra_data or {})
+        values |= lists or {}
         if unknown := inputs.keys() - values.keys():
             raise TypeError(f"{class_id} has no input {', '.join(sorted(unknown))}")
         with torch.inference_mode():

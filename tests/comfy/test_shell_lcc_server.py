@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from . import test_geometry_server as geometry
 from . import test_prism_server as prism
 from .shell_lcc_material import FIT, GUIDANCE, sheet, write_video
 from .test_stock import stock_t2v
@@ -79,7 +80,7 @@ def test_shipped_workflow_runs(server, material, name):
 
 
 def test_every_shipped_workflow_is_run():
-    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(SMALLER) | set(prism.SMALLER)
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(SMALLER) | set(prism.SMALLER) | set(geometry.SMALLER)
 
 
 def test_strength_zero_gives_the_stock_video(server, material):

@@ -1,0 +1,140 @@
+"""Geometry Best-of-N: of several clips the one that is most consistently one rigid scene."""
+
+from comfy_api.latest import io
+
+from ..kernels.geometry.heat_map import full_error, heat_map
+from ..kernels.geometry.record import TRACKS, UNDETERMINED, GeometryRecord
+from . import geometry_clips as shared
+from .select_top_k import select_latent
+
+TITLE = "Geometry Best-of-N"
+
+
+def rank(records: list[GeometryRecord]) -> list[int]:
+    """Places, best first: consistent clips, inconsistent ones, each by error (residual over parallax), and behind all others
+    those that cannot be judged, as they came in. It is the order of their scores."""
+    return sorted(range(len(records)), key=lambda i: -records[i].score)
+
+
+def board(records: list[GeometryRecord], order: list[int]) -> str:
+    """Who won and why, and every clip from the best to the worst."""
+    best = records[order[0]]
+    if best.verdict == UNDETERMINED:
+        first = f"None of {len(records)} clips can be judged, so the first goes on as it is. Clip 1: {best.reason}"
+    else:
+        first = f"Best of {len(records)}: clip {order[0] + 1}, {best.verdict}"
+    lines = [first]
+    for i in order:
+        r = records[i]
+        error = f", error {r.error:.4g}" if r.verdict != UNDETERMINED else ""
+        lines.append(f"  clip {i + 1}: {r.verdict}, score {r.score:.3f}{error}; {r.reason}")
+    return "\n".join(lines)
+
+
+def pick_latent(latents: list[dict], index: int, count: int) -> dict:
+    """Item `index` of LATENTs that hold `count` items together. Raises ValueError when they hold another number."""
+    sizes = [latent["samples"].shape[0] for latent in latents]
+    if sum(sizes) != count:
+        raise ValueError(
+            f"{TITLE}, input 'latent': {sum(sizes)} latents for {count} clips; connect what the images were decoded from"
+        )
+    for latent, size in zip(latents, sizes, strict=True):
+        if index < size:
+            return select_latent(latent, [index], size)
+        index -= size
+
+
+class GeometryBestOfN(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_GeometryBestOfN",
+            display_name=TITLE,
+            category=shared.CATEGORY,
+            description=(
+                "Picks of several clips of one prompt the one that is most consistently one rigid scene, by what points do "
+                "that no rigid scene explains, over how much the camera's path tells. Slow and still clips cannot win by "
+                "that: what cannot be judged never wins over what can."
+            ),
+            search_aliases=["best of n", "pick best", "3d consistency", "geometry", "seed search", "rank", "intrinsic reward"],
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    tooltip=(
+                        "The frames of all clips one after another, as VAE Decode gives a batch of video latents; or a "
+                        "list of clips, which may then differ in length and size."
+                    ),
+                ),
+                io.Int.Input(
+                    "clips",
+                    default=4,
+                    min=1,
+                    max=4096,
+                    tooltip="How many clips stand in images one after another; 1 for a list of single clips.",
+                ),
+                shared.backend_input(),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The latents that the images were decoded from, to pick from as well."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The frames of the best clip."),
+                io.Latent.Output(display_name="latent", tooltip="Its latent, where latents came in."),
+                io.Int.Output(
+                    display_name="index",
+                    tooltip="Which clip it is, counted from 0. Where none can be judged: 0, with the verdict undetermined.",
+                ),
+                io.String.Output(
+                    display_name="verdict", tooltip="Of the best clip: consistent, inconsistent or undetermined."
+                ),
+                io.Float.Output(
+                    display_name="clip_scores",
+                    is_output_list=True,
+                    tooltip=(
+                        "The score of every clip, 0 to 1, higher is better, in the order they came in; 0 where undetermined."
+                    ),
+                ),
+                io.String.Output(
+                    display_name="record",
+                    is_output_list=True,
+                    tooltip="All figures of every clip as JSON, as a list; Record Preference takes it as it is.",
+                ),
+                io.Image.Output(
+                    display_name="heat_map", tooltip="The frames of the best clip, dimmed, with its errors glowing on them."
+                ),
+                io.String.Output(display_name="report", tooltip="The clips from the best to the worst, in words."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, clips, backend, latent=None) -> io.NodeOutput:
+        # Every input is a list here; widgets have one value.
+        source = f"{TITLE}, input 'images'"
+        parts = [clip for batch in images for clip in shared.split(batch, clips[0], source)]
+        scored = shared.score(parts, backend[0], source)
+        records = [s.record for s in scored]
+        order = rank(records)
+        best = order[0]
+        picked = None if latent is None else pick_latent(latent, best, len(parts))
+        # On the scale of all clips, though only the best is drawn.
+        full = full_error([s.error_map for s in scored], TRACKS)
+        heat = shared.on_wire(heat_map(parts[best], scored[best].error_map, records[best].frame_indices, full))
+        text = board(records, order)
+        shared.note(cls, TITLE, scored)
+        return io.NodeOutput(
+            parts[best],
+            picked,
+            best,
+            records[best].verdict,
+            [r.score for r in records],
+            [r.dumps() for r in records],
+            heat,
+            text,
+            ui=shared.show(cls, text, heat),
+        )
+
+
+NODES = [GeometryBestOfN]

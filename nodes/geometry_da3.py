@@ -1,0 +1,201 @@
+"""Geometry Consistency (DA3): do depth and cameras of several frames explain each other's pictures?"""
+
+import os
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..kernels.geometry.dense import score_views
+from ..kernels.geometry.heat_map import full_error, heat_map
+from ..kernels.geometry.lpips import Lpips, load_lpips
+from ..kernels.geometry.record import GeometryError
+from ..kernels.geometry.views import MAX_VIEWS, Views
+from . import geometry_clips as shared
+from .geometry_type import DA3GeometryType, DA3ModelType, from_wire, run_da3
+
+TITLE = "Geometry Consistency (DA3)"
+FOLDER = "lpips"
+NONE = "none"
+
+
+def register_folder() -> None:
+    """Makes models/lpips known to ComfyUI, beside any folders that extra_model_paths.yaml gives for it."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    # A kind that ComfyUI does not know would list files of every suffix.
+    folder_paths.folder_names_and_paths[FOLDER] = (folder_paths.get_folder_paths(FOLDER), {".safetensors", ".pth", ".pt"})
+
+
+def geometry_of(da3_geometry, images, da3_model, views: int, resolution: int, pose_method: str) -> tuple[dict, str]:
+    """(DA3_GEOMETRY, the socket it comes from). Raises ValueError where the wrong inputs are connected."""
+    if da3_geometry is not None:
+        if images is not None or da3_model is not None:
+            raise ValueError(f"{TITLE}: connect either da3_geometry, or images and da3_model; it has geometry and more")
+        return da3_geometry, f"{TITLE}, input 'da3_geometry'"
+    if images is None or da3_model is None:
+        missing = "images" if da3_model is not None else "da3_model" if images is not None else "da3_geometry"
+        raise ValueError(
+            f"{TITLE}: nothing is connected to {missing}; connect da3_geometry, or images together with da3_model "
+            "(from Load Depth Anything 3)"
+        )
+    source = f"{TITLE}, input 'images'"
+    if images.shape[0] < 2:
+        raise GeometryError(f"{source}: 1 frame; expected a clip of at least 2, better 10 or more")
+    if not bool(torch.isfinite(images).all()):
+        raise GeometryError(f"{source}: found NaN or infinite values; look at what made the images (often fp16 overflow)")
+    return run_da3(da3_model, images[..., :3], views, resolution, pose_method), source
+
+
+def load_network(perceptual: str, vgg: str, device: torch.device) -> Lpips | None:
+    """LPIPS from one or two files in models/lpips. Raises ValueError where there are only half of them."""
+    names = [name for name in (perceptual, vgg) if name != NONE]
+    if not names:
+        return None
+    if perceptual == NONE:
+        raise ValueError(f"{TITLE}, input 'vgg': VGG16 alone is no LPIPS; choose a file of LPIPS in 'perceptual' as well")
+    return load_lpips(*(folder_paths.get_full_path_or_raise(FOLDER, name) for name in names)).to(device)
+
+
+def on_device(views: Views) -> Views:
+    """The views where ComfyUI computes, with room for the work on them."""
+    device = comfy.model_management.get_torch_device()
+    # Points and their colours of all views, splatted into one view at a time.
+    comfy.model_management.free_memory(200 * views.depth.numel() + (512 << 20), device)
+    moved = {k: getattr(views, k).to(device) for k in ("images", "depth", "K", "world_to_camera")}
+    confidence = None if views.confidence is None else views.confidence.to(device)
+    return Views(**moved, confidence=confidence, frame_indices=views.frame_indices, frames=views.frames, notes=views.notes)
+
+
+class GeometryDA3(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_GeometryDA3",
+            display_name=TITLE,
+            category=shared.CATEGORY,
+            description=(
+                "Scores how well a clip shows one rigid scene, from the depth and cameras that Depth Anything 3 finds: "
+                "every view is rebuilt from the points of the others and compared. Clips whose camera hardly moves are "
+                "'undetermined' and score 0."
+            ),
+            search_aliases=[
+                "geometry consistency", "3d consistency", "3dcs", "videogpa", "depth anything 3", "reprojection", "lpips",
+                "heat map", "intrinsic reward",
+            ],
+            inputs=[
+                io.Int.Input(
+                    "views",
+                    default=MAX_VIEWS,
+                    min=2,
+                    max=MAX_VIEWS,
+                    tooltip="How many frames, evenly from the first to the last, the model sees together. 10 as published.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=504,
+                    min=140,
+                    max=2520,
+                    step=14,
+                    tooltip="The longest side that the model runs at. Less is faster and needs less memory.",
+                ),
+                io.Combo.Input(
+                    "pose_method",
+                    options=["cam_dec", "ray_pose"],
+                    default="cam_dec",
+                    advanced=True,
+                    tooltip="How the model finds its cameras. cam_dec: learned; ray_pose: from its rays.",
+                ),
+                io.Combo.Input(
+                    "perceptual",
+                    options=[NONE, *folder_paths.get_filename_list(FOLDER)],
+                    default=NONE,
+                    tooltip=(
+                        "An LPIPS (VGG) file in models/lpips adds VideoGPA's 3DCS to the figures. none: mean squared error "
+                        "and DSSIM, which need no file."
+                    ),
+                ),
+                io.Combo.Input(
+                    "vgg",
+                    options=[NONE, *folder_paths.get_filename_list(FOLDER)],
+                    default=NONE,
+                    advanced=True,
+                    tooltip="A file with VGG16 in models/lpips, where the LPIPS file holds the linear heads alone.",
+                ),
+                DA3GeometryType.Input(
+                    "da3_geometry",
+                    optional=True,
+                    tooltip=(
+                        "From Run Depth Anything 3 with mode 'multiview', or from Load Geometry. Or connect images and "
+                        "da3_model."
+                    ),
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The frames of one clip, with da3_model in place of da3_geometry.",
+                ),
+                DA3ModelType.Input(
+                    "da3_model",
+                    optional=True,
+                    tooltip="From Load Depth Anything 3: a Small or Base model, since only these find cameras.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="score", tooltip="0 to 1, higher is better; 0 where undetermined."),
+                io.String.Output(display_name="verdict", tooltip="consistent, inconsistent or undetermined."),
+                io.Float.Output(
+                    display_name="frame_errors",
+                    is_output_list=True,
+                    tooltip="The error of each view rebuilt from the others (mean squared error + DSSIM), lower is better.",
+                ),
+                io.Image.Output(
+                    display_name="heat_map",
+                    tooltip=(
+                        "The frames, dimmed, with the errors glowing on them: all frames of images, or the views of the "
+                        "geometry."
+                    ),
+                ),
+                io.Image.Output(display_name="reprojection", tooltip="Each view as the points of the other views show it."),
+                io.String.Output(
+                    display_name="record", tooltip="All figures as JSON; Record Preference takes it, one for each clip."
+                ),
+                io.String.Output(display_name="report", tooltip="All of it in words."),
+                DA3GeometryType.Output(
+                    display_name="da3_geometry", tooltip="The geometry that was scored, for Save Geometry or core's nodes."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, views, resolution, pose_method, perceptual, vgg, da3_geometry=None, images=None, da3_model=None
+    ) -> io.NodeOutput:  # fmt: skip
+        geometry, source = geometry_of(da3_geometry, images, da3_model, views, resolution, pose_method)
+        found = from_wire(geometry, source)
+        placed = on_device(found)
+        scored = score_views(placed, load_network(perceptual, vgg, placed.depth.device), shared.progress(1)(0))
+        record, text = scored.record, scored.record.text()
+        frames, places = images, record.frame_indices
+        if images is None:
+            # The views are all the frames there are.
+            frames, places = found.images, [found.frame_indices.index(i) for i in record.frame_indices]
+        errors = scored.error_map.cpu()
+        heat = shared.on_wire(heat_map(frames.cpu(), errors, places, full_error([errors], record.scorer)))
+        shared.note(cls, TITLE, [scored])
+        return io.NodeOutput(
+            record.score,
+            record.verdict,
+            record.frame_errors,
+            heat,
+            shared.on_wire(scored.preview),
+            record.dumps(),
+            text,
+            geometry,
+            ui=shared.show(cls, text, heat),
+        )
+
+
+NODES = [GeometryDA3]

@@ -1,0 +1,137 @@
+"""Depth and cameras on disk: Save Geometry writes what the trainers read beside a clip, Load Geometry brings it back."""
+
+import os
+
+import folder_paths
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..kernels.geometry.record import GeometryError
+from ..kernels.geometry.view_files import load_views, save_views
+from ..kernels.geometry.views import require_usable
+from . import geometry_clips as shared
+from .geometry_type import DA3GeometryType, from_wire, to_wire
+
+FOLDER = "geometry"
+NO_FILES = "(no file in output/geometry or input/geometry yet)"
+LOAD, SAVE = "Load Geometry", "Save Geometry"
+
+
+def list_files() -> list[str]:
+    """The .safetensors files in the folders geometry of the output and the input directory, named as core does."""
+    found = []
+    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+        names, _ = folder_paths.recursive_search(os.path.join(root, FOLDER), excluded_dir_names=[".git"])
+        names = folder_paths.filter_files_extensions(names, [".safetensors"])
+        found += [f"{FOLDER}/{name.replace(os.sep, '/')} [{kind}]" for name in sorted(names)]
+    return found
+
+
+class SaveGeometry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_SaveGeometry",
+            display_name=SAVE,
+            category=shared.CATEGORY,
+            description=(
+                "Saves depth, cameras and frames of multi-view geometry as a .safetensors file in the output directory, "
+                "for Load Geometry and for `python -m trainers.geometry score --geometry`."
+            ),
+            search_aliases=["save depth", "save cameras", "export poses", "geometry", "da3", "intrinsic reward"],
+            inputs=[
+                DA3GeometryType.Input(
+                    "da3_geometry",
+                    tooltip=(
+                        "From Geometry Consistency (DA3), which notes the frames' numbers, or Run Depth Anything 3 in "
+                        "multi-view mode."
+                    ),
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default=f"{FOLDER}/clip",
+                    tooltip=(
+                        "As in Save nodes: folders and the beginning of the name, to which a number is appended. The trainers "
+                        "match geometry and clip by name, and Load Geometry lists the folder geometry."
+                    ),
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The file's name within the output directory.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, da3_geometry, filename_prefix) -> io.NodeOutput:
+        views = from_wire(da3_geometry, f"{SAVE}, input 'da3_geometry'")
+        root = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root)
+        file = f"{name}_{counter:05}_.safetensors"
+        path = os.path.join(folder, file)
+        save_views(path, views)
+        text = f"Saved output/{os.path.relpath(path, root)}: {len(views.frame_indices)} views of a clip of {views.frames} frames"
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        return io.NodeOutput(os.path.join(subfolder, file).replace(os.sep, "/"), ui=ui.PreviewText(text))
+
+
+class LoadGeometry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_LoadGeometry",
+            display_name=LOAD,
+            category=shared.CATEGORY,
+            description=(
+                "Loads depth, cameras and frames that Save Geometry or another tool wrote, as multi-view geometry for "
+                "Geometry Consistency (DA3) and core's Depth Anything 3 nodes."
+            ),
+            search_aliases=["load depth", "load cameras", "import poses", "geometry", "da3", "intrinsic reward"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_files() or [NO_FILES],
+                    tooltip=(
+                        "A .safetensors file in the folder geometry of the output or the input directory. Press R to "
+                        "refresh the list after adding one."
+                    ),
+                ),
+            ],
+            outputs=[
+                DA3GeometryType.Output(
+                    display_name="da3_geometry", tooltip="Multi-view geometry with the numbers of its frames."
+                ),
+                io.Image.Output(display_name="images", tooltip="The frames that the geometry was estimated from."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        if file not in list_files():
+            raise ValueError(f"{LOAD}, input 'file': {cls.validate_inputs(file)}")
+        path = folder_paths.get_annotated_filepath(file)
+        views = load_views(path)
+        if views.images is None:
+            raise GeometryError(f"{LOAD}: {path} holds geometry without images; save it with its images")
+        require_usable(views, f"{LOAD}, {path}")
+        return io.NodeOutput(to_wire(views), shared.on_wire(views.images))
+
+    @classmethod
+    def validate_inputs(cls, file):
+        if file is None or file in list_files():
+            return True
+        folder = os.path.join(folder_paths.get_output_directory(), FOLDER)
+        if file == NO_FILES:
+            return f"there is no geometry in {folder}: save some with the node Save Geometry"
+        return (
+            f"there is no '{file}'; expected a .safetensors file in {folder}, or in geometry in the input directory: refresh"
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        if file not in list_files():
+            return file
+        status = os.stat(folder_paths.get_annotated_filepath(file))
+        return [file, status.st_mtime_ns, status.st_size]
+
+
+NODES = [SaveGeometry, LoadGeometry]

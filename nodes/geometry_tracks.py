@@ -1,0 +1,105 @@
+"""Geometry Consistency (no model): is a clip one rigid scene seen by a moving camera? Told from the frames alone."""
+
+import torch
+from comfy_api.latest import io
+
+from . import geometry_clips as shared
+
+TITLE = "Geometry Consistency (no model)"
+
+
+class GeometryTracks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_GeometryTracks",
+            display_name=TITLE,
+            category=shared.CATEGORY,
+            description=(
+                "Scores how well a clip shows one rigid scene under a moving camera: points are followed from frame to frame "
+                "and explained by a small reconstruction; what it cannot explain counts against the clip. Needs no model. "
+                "Clips whose camera hardly moves are 'undetermined' and score 0."
+            ),
+            search_aliases=[
+                "geometry consistency", "3d consistency", "multi-view consistency", "epipolar", "structure from motion",
+                "warping", "heat map", "intrinsic reward",
+            ],
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of a clip, at least 3; or of several clips one after another."),
+                io.Int.Input(
+                    "clips",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip=(
+                        "How many clips of equal length stand in images one after another, as VAE Decode gives a batch of "
+                        "video latents."
+                    ),
+                ),
+                shared.backend_input(),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="score",
+                    tooltip="0 to 1, higher is better; the mean where there are several clips.",
+                ),
+                io.String.Output(
+                    display_name="verdict",
+                    is_output_list=True,
+                    tooltip="consistent, inconsistent or undetermined; of each clip, as a list.",
+                ),
+                io.Float.Output(
+                    display_name="frame_errors",
+                    is_output_list=True,
+                    tooltip=(
+                        "How far points lie from where a rigid scene has them, in pixels at 480 lines, lower is better: of "
+                        "each measured frame, clip after clip."
+                    ),
+                ),
+                io.Image.Output(
+                    display_name="heat_map", tooltip="The frames, dimmed, with the errors glowing on them; as many as came in."
+                ),
+                io.Image.Output(
+                    display_name="reprojection",
+                    tooltip="The measured frames with the tracks, and where a rigid scene has them.",
+                ),
+                io.String.Output(
+                    display_name="record",
+                    is_output_list=True,
+                    tooltip="All figures of each clip as JSON, as a list; Record Preference takes it as it is.",
+                ),
+                io.String.Output(display_name="report", tooltip="All of it in words."),
+                io.Float.Output(
+                    display_name="clip_scores",
+                    is_output_list=True,
+                    tooltip="The score of each clip, as a list; Select Top-K takes it as it is.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, images, clips, backend) -> io.NodeOutput:
+        source = f"{TITLE}, input 'images'"
+        parts = shared.split(images, clips, source)
+        scored = shared.score(parts, backend, source)
+        records = [s.record for s in scored]
+        heat = shared.on_wire(torch.cat(shared.heat_maps(parts, scored)))
+        text = shared.report(scored)
+        shared.note(cls, TITLE, scored)
+        scores = [r.score for r in records]
+        return io.NodeOutput(
+            sum(scores) / len(scores),
+            [r.verdict for r in records],
+            [e for r in records for e in r.frame_errors],
+            heat,
+            shared.on_wire(torch.cat([s.preview for s in scored])),
+            [r.dumps() for r in records],
+            text,
+            scores,
+            ui=shared.show(cls, text, heat),
+        )
+
+
+NODES = [GeometryTracks]

@@ -1,0 +1,191 @@
+"""Record Preference: the candidates of a prompt, as the sampler gave them, with their scores, onto disk for the trainers."""
+
+import json
+import logging
+import os
+import re
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..kernels import preference_records
+from ..kernels.geometry.record import GeometryRecord
+from ..kernels.latent_space import KNOWN, LatentSpace
+from .latents import AUTO, choose_space, normalised_warning, read_raw
+
+TITLE = "Record Preference"
+FOLDER = "intrinsic_reward_preferences"
+NOBODY = -1
+# One folder: no separators, no drive, no leading dot, nothing that Windows strips from an end.
+NAME = re.compile(r"\w(?:[\w .-]{0,98}[\w-])?")
+
+
+def folder_of(name: str) -> str:
+    """The folder of records of that name in the output directory. Raises ValueError for anything but a plain name."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{TITLE}, input 'name': found {name!r}, expected the name of one folder: letters, digits, spaces, . _ and -, "
+            "beginning with a letter, a digit or _"
+        )
+    return os.path.join(folder_paths.get_output_directory(), FOLDER, name)
+
+
+def read_latents(latents: list[dict], choice: str) -> tuple[torch.Tensor, LatentSpace, str | None]:
+    """(normalised latents [N, C, T, h, w], their space, a warning or None) of a list of LATENT batches of one size."""
+    source = f"{TITLE}, input 'latent'"
+    space = choose_space(latents[0]["samples"].shape[1], choice, source)
+    raw = [read_raw(latent, space, source).float().cpu() for latent in latents]
+    shapes = {tuple(z.shape[1:]) for z in raw}
+    if len(shapes) > 1:
+        raise ValueError(f"{source}: found latents of {sorted(shapes)}, expected candidates of one size and length")
+    raw = torch.cat(raw)
+    return space.normalise(raw), space, normalised_warning(raw, space, source)
+
+
+def read_geometry(texts: list[str]) -> list[GeometryRecord]:
+    """The records of geometry nodes. Raises ValueError naming the input where a text is something else."""
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            found.append(GeometryRecord.from_json(json.loads(text)))
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise ValueError(
+                f"{TITLE}, input 'geometry', clip {number}: found {text[:40]!r} ({type(e).__name__}), expected the record "
+                "output of a geometry node"
+            ) from e
+    return found
+
+
+def require_one_each(name: str, values: list | None, count: int, hint: str) -> None:
+    if values is not None and len(values) != count:
+        raise ValueError(f"{TITLE}, input '{name}': found {len(values)} for {count} latents; {hint}")
+
+
+class RecordPreference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IntrinsicReward_RecordPreference",
+            display_name=TITLE,
+            category="model/latent/advanced",
+            description=(
+                "Adds the candidates of one prompt, with their scores, to a folder of preference records in the output "
+                "directory: latents straight from the sampler, without the loss of a video file. "
+                "`python -m trainers.pairs build` makes training pairs of them."
+            ),
+            search_aliases=["preference", "save pairs", "dpo", "dataset", "winner", "loser", "record", "intrinsic reward"],
+            inputs=[
+                io.Latent.Input(
+                    "latent", tooltip="The candidates: a batch of video latents as samplers give them, or a list."
+                ),
+                io.String.Input(
+                    "prompt", default="", multiline=True, tooltip="The prompt that the candidates were made from, as text."
+                ),
+                io.String.Input("negative", default="", multiline=True, tooltip="The negative prompt, as text."),
+                io.String.Input(
+                    "model", default="", tooltip="What made them, in your own words: pairs are only built within one model."
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_preferences",
+                    tooltip=f"The folder output/{FOLDER}/<name>; records are added to those that are there.",
+                ),
+                io.Combo.Input(
+                    "latent_space",
+                    options=[AUTO, *KNOWN],
+                    default=AUTO,
+                    tooltip="The VAE that the latents belong to. auto: 16 channels are wan21, 48 are wan22.",
+                ),
+                io.String.Input(
+                    "score_name",
+                    default="score",
+                    tooltip="What the scores are called in the record, such as prism or shell_lcc.",
+                ),
+                io.Int.Input(
+                    "winner",
+                    default=NOBODY,
+                    min=NOBODY,
+                    max=4095,
+                    tooltip="Your own choice, if you have one: the better candidate, counted from 0. -1: none.",
+                ),
+                io.Int.Input(
+                    "loser", default=NOBODY, min=NOBODY, max=4095, tooltip="The worse candidate, counted from 0. -1: none."
+                ),
+                io.Int.Input(
+                    "seeds",
+                    force_input=True,
+                    optional=True,
+                    tooltip=(
+                        "One seed a candidate, as PRISM Best-of-N gives them. Leave open for a batch of one KSampler, "
+                        "whose items have no seeds of their own."
+                    ),
+                ),
+                io.Float.Input(
+                    "scores",
+                    force_input=True,
+                    optional=True,
+                    tooltip="One score a candidate, higher is better: a clip_scores output.",
+                ),
+                io.String.Input(
+                    "geometry",
+                    force_input=True,
+                    optional=True,
+                    tooltip="The record output of a geometry node, one a candidate.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="record", tooltip="The record's id, which its latents are named after."),
+                io.String.Output(display_name="folder", tooltip="The folder it was written to, for `trainers.pairs build`."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, latent, prompt, negative, model, name, latent_space, score_name, winner, loser, seeds=None, scores=None,
+        geometry=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        # Every input is a list here; widgets have one value.
+        folder = folder_of(name[0])
+        z, space, warning = read_latents(latent, latent_space[0])
+        count = z.shape[0]
+        require_one_each("seeds", seeds, count, "a batch of one KSampler has no seeds of its own: leave the input open")
+        require_one_each("scores", scores, count, "score this very batch, and connect clip_scores")
+        require_one_each("geometry", geometry, count, "score this very batch: set 'clips' of the geometry node to its size")
+        if (winner[0] == NOBODY) != (loser[0] == NOBODY):
+            raise ValueError(f"{TITLE}: winner {winner[0]} and loser {loser[0]}; give both, or -1 for both")
+        record = preference_records.append(
+            folder,
+            prompt[0],
+            z,
+            space,
+            negative=negative[0],
+            model=model[0],
+            seeds=seeds,
+            scores=None if scores is None else {score_name[0]: scores},
+            geometry=None if geometry is None else read_geometry(geometry),
+            preference=None if winner[0] == NOBODY else (winner[0], loser[0]),
+        )
+        text = f"Recorded {count} candidate{'' if count == 1 else 's'} as {record} in output/{FOLDER}/{name[0]}"
+        if warning is not None:
+            logging.warning(warning)
+            text = f"{warning}\n{text}"
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        return io.NodeOutput(record, folder, ui=ui.PreviewText(text))
+
+    @classmethod
+    def validate_inputs(cls, name):
+        # A list here too; of a connected value nothing is known before it runs.
+        if name[0] is not None:
+            try:
+                folder_of(name[0])
+            except ValueError as e:
+                return str(e)
+        return True
+
+
+NODES = [RecordPreference]

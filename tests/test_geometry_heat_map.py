@@ -1,0 +1,61 @@
+"""The heat map over a clip's frames: what glows, where, and between measured frames."""
+
+import math
+
+import pytest
+import torch
+
+from trainers.kernels.geometry.heat_map import DIM, LEAST, full_error, heat_map
+from trainers.kernels.geometry.record import DENSE, TRACKS
+from trainers.kernels.shell_lcc.heat_map import COLOURS, colour
+
+
+def pixel(grey, left, right, along, full):
+    """One pixel by hand: errors of the measured frames before and after, None where nothing was measured."""
+    parts = [(1 - along, left), (along, right)]
+    measured = sum(w for w, e in parts if e is not None)
+    error = sum(w * e for w, e in parts if e is not None) / measured if measured else 0.0
+    share = min(max(error / full, 0.0), 1.0)
+    glow = colour(torch.tensor(share)).tolist()
+    opacity = math.sqrt(share) * measured
+    return [DIM * grey + opacity * (g - DIM * grey) for g in glow]
+
+
+def test_every_pixel_is_what_it_is_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    frames, errors, at = torch.rand(8, 5, 6, 3, generator=generator), torch.rand(3, 5, 6, generator=generator), [1, 4, 6]
+    errors[0, 0], errors[1, 0, :3] = torch.nan, torch.nan
+    found = heat_map(frames, errors, at, 0.7)
+    places = [(0, 0, 0), (0, 0, 0), (0, 1, 1 / 3), (0, 1, 2 / 3), (1, 1, 0), (1, 2, 0.5), (2, 2, 0), (2, 2, 0)]
+    for t, (left, right, along) in enumerate(places):
+        for y in range(5):
+            for x in range(6):
+                values = [float(errors[k, y, x]) for k in (left, right)]
+                values = [None if math.isnan(v) else v for v in values]
+                expected = pixel(float(frames[t, y, x].mean()), *values, along, 0.7)
+                assert found[t, y, x].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_not_measured_stays_the_dimmed_frame():
+    frames = torch.rand(3, 4, 4, 3)
+    plain = heat_map(frames, torch.full((2, 4, 4), torch.nan), [0, 2], 1.0)
+    assert torch.allclose(plain, DIM * frames.mean(dim=-1, keepdim=True).expand_as(frames))
+    assert torch.equal(plain, heat_map(frames, torch.zeros(2, 4, 4), [0, 2], 1.0))
+
+
+def test_the_full_error_glows_in_the_last_colour_and_a_map_of_another_size_is_stretched():
+    errors = torch.zeros(1, 4, 8)
+    errors[0, :, 4:] = 5.0
+    found = heat_map(torch.zeros(2, 8, 16, 3), errors, [0], 5.0)
+    assert found.shape == (2, 8, 16, 3)
+    assert found[1, 4, 15].tolist() == pytest.approx(COLOURS[-1])
+    assert found[1, 4, 0].tolist() == [0, 0, 0]
+
+
+def test_the_scale_is_the_worst_of_all_clips_but_never_less_than_it_takes():
+    quiet, loud = torch.full((2, 3, 3), 0.01), torch.full((2, 300, 300), 0.01)
+    assert full_error([quiet], TRACKS) == LEAST[TRACKS]
+    assert full_error([quiet, torch.full_like(quiet, torch.nan)], DENSE) == LEAST[DENSE]
+    loud[0, :30] = 7.0
+    assert full_error([quiet, loud], DENSE) == 7.0
+    assert full_error([torch.full((1, 2, 2), torch.nan)], DENSE) == LEAST[DENSE]

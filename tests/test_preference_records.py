@@ -1,0 +1,240 @@
+"""Preference records: what is written is read back, by trainers too, and nothing is ever half there."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers import latent_data
+from trainers.kernels import formats
+from trainers.kernels import preference_records as records
+from trainers.kernels.geometry.record import TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
+from trainers.kernels.latent_space import WAN21, LatentSpaceError
+
+ROOT = Path(__file__).resolve().parents[1]
+APPEND = """
+import sys, torch
+from trainers.kernels import preference_records as records
+from trainers.kernels.latent_space import WAN21
+torch.manual_seed(0)
+z = torch.randn(2, 16, 2, 4, 4)
+print("ready", flush=True)
+for i in range(int(sys.argv[3])):
+    records.append(sys.argv[1], f"{sys.argv[2]} {i} " + 4000 * sys.argv[2], z, WAN21, seeds=[i, None])
+"""
+
+
+def geometry(score=0.7):
+    measured = {"error": 0.3, "residual": float("nan")}
+    return GeometryRecord(TRACKS, VERSIONS[TRACKS], score, UNDETERMINED, "why", measured, 9, [0, 4], [0.1, 0.2])
+
+
+def latents(count=2, seed=0):
+    return torch.randn(count, 16, 3, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def process(folder, word, count):
+    command = [sys.executable, "-c", APPEND, str(folder), word, str(count)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    name = records.append(
+        tmp_path / "new" / "set", "a fox", latents(), WAN21, negative="blur", model="wan", seeds=[7, None],
+        scores={"prism": [0.25, -1.5]}, geometry=[geometry(), None], preference=(1, 0),
+    )  # fmt: skip
+    (record,) = records.read(tmp_path / "new" / "set")
+    assert (record.id, record.prompt, record.negative, record.model) == (name, "a fox", "blur", "wan")
+    assert record.preference == (1, 0)
+    first, second = record.candidates
+    assert (first.seed, first.scores) == (7, {"prism": 0.25})
+    assert (second.seed, second.scores, second.geometry) == (None, {"prism": -1.5}, None)
+    assert first.geometry.to_json() == geometry().to_json()
+    assert records.read(tmp_path / "new" / "set" / "records.jsonl") == records.read(tmp_path / "new" / "set")
+
+
+def test_trainers_read_the_latents(tmp_path):
+    z = latents(3)
+    record = records.append(tmp_path, "a fox", z, WAN21, seeds=[1, 2, 3])
+    refs = latent_data.list_clips([tmp_path / "latents"])
+    assert [r.clip_id for r in refs] == [f"{record}-{i}" for i in range(3)]
+    assert [r.path for r in refs] == [c.latent for c in records.read(tmp_path)[0].candidates]
+    for ref, item in zip(refs, z, strict=True):
+        assert torch.equal(latent_data.read_clip(ref), item)
+    assert refs[0].entry["video"] == refs[2].entry["video"] == record
+    assert refs[0].entry["frames"] == 9
+
+
+def test_a_latent_whose_line_was_lost_still_says_what_it_is(tmp_path):
+    records.append(tmp_path, "a fox", latents(1), WAN21, model="wan", seeds=[5], scores={"prism": [0.5]})
+    (path,) = (tmp_path / "latents").iterdir()
+    said = formats.read_header(path, "latents").provenance
+    assert (said["prompt"], said["model"], said["seed"], said["scores"]) == ("a fox", "wan", 5, {"prism": 0.5})
+
+
+def test_ids_sort_by_time(tmp_path):
+    names = [records.append(tmp_path, str(i), latents(1), WAN21) for i in range(5)]
+    assert names == sorted(set(names))
+    assert [r.prompt for r in records.read(tmp_path)] == list("01234")
+
+
+@pytest.mark.parametrize("kept", [1, 60, -1])
+def test_a_torn_last_line_is_passed_over_and_then_removed(tmp_path, caplog, kept):
+    for prompt in ("first", "torn" + 70_000 * "x"):
+        records.append(tmp_path, prompt, latents(1), WAN21)
+    path = tmp_path / "records.jsonl"
+    first, torn = path.read_bytes().splitlines()
+    path.write_bytes(first + b"\n" + torn[:kept])
+    assert [r.prompt for r in records.read(tmp_path)] == ["first"]
+    assert "its last line has no end" in caplog.text
+    records.append(tmp_path, "third", latents(1), WAN21)
+    assert [r.prompt for r in records.read(tmp_path)] == ["first", "third"]
+    assert path.read_bytes().startswith(first + b'\n{"candidates"')
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
+    records.append(tmp_path, "first", latents(1), WAN21)
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert len(records.read(tmp_path)) == 1
+    records.append(tmp_path, "second", latents(1), WAN21)
+    assert [r.prompt for r in records.read(tmp_path)] == ["first", "second"]
+
+
+def test_two_processes_append_at_once(tmp_path):
+    running = [process(tmp_path, word, 25) for word in "ab"]
+    assert [p.wait(60) for p in running] == [0, 0]
+    found = [r.prompt.split()[:2] for r in records.read(tmp_path)]
+    assert sorted(found) == sorted([word, str(i)] for word in "ab" for i in range(25))
+    assert len(latent_data.list_clips([tmp_path / "latents"])) == 100
+
+
+def test_a_process_killed_in_the_middle_leaves_whole_records(tmp_path):
+    running = process(tmp_path, "a", 100_000)
+    running.stdout.readline()
+    deadline = time.monotonic() + 30
+    while len(files(tmp_path)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    running.wait(30)
+    before = len(records.read(tmp_path))
+    assert before > 5
+    records.append(tmp_path, "after", latents(1), WAN21)
+    found = records.read(tmp_path)
+    assert len(found) == before + 1
+    for candidate in (c for r in found for c in r.candidates):
+        (ref,) = latent_data.list_clips([candidate.latent])
+        latent_data.read_clip(ref)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def only_a_part(descriptor, data, write=os.write):
+    return write(descriptor, data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("broken", [full, only_a_part])
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, broken, there):
+    for _ in range(there):
+        records.append(tmp_path, "first", latents(), WAN21)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with monkeypatch.context() as m:
+        m.setattr(records.os, "write", broken)
+        with pytest.raises(OSError, match=r"records\.jsonl: .*nothing was added"):
+            records.append(tmp_path, "second", latents(), WAN21)
+    (tmp_path / "records.jsonl").touch()
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before | (
+        {} if there else {"records.jsonl": b""}
+    )
+    records.append(tmp_path, "third", latents(), WAN21)
+    assert records.read(tmp_path)[-1].prompt == "third"
+
+
+def test_a_disk_that_fills_with_the_latents_leaves_none_of_them(tmp_path, monkeypatch):
+    calls = []
+
+    def second_fails(path, *rest, write=formats.write):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *rest)
+
+    monkeypatch.setattr(records.formats, "write", second_fails)
+    with pytest.raises(OSError, match=r"No space.*-1\.safetensors"):
+        records.append(tmp_path, "a", latents(), WAN21)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: damaged"),
+        ("[1]", "line 2: damaged"),
+        ('{"version": 1}', "line 2: damaged.*created"),
+        ('{"version": 2}', "line 2: version 2, this pack reads up to 1"),
+    ],
+)
+def test_another_damaged_line_is_named(tmp_path, line, message):
+    for _ in range(2):
+        records.append(tmp_path, "a", latents(1), WAN21)
+    path = tmp_path / "records.jsonl"
+    first, last = path.read_text().splitlines()
+    path.write_text(f"{first}\n{line}\n{last}\n")
+    with pytest.raises(records.RecordError, match=f"records.jsonl, {message}"):
+        records.read(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"records\.jsonl: no such file"):
+        records.read(tmp_path)
+    records.append(tmp_path, "a", latents(1), WAN21)
+    (path,) = (tmp_path / "latents").iterdir()
+    path.unlink()
+    with pytest.raises(records.RecordError, match=f"line 1: its latents .*{path.name} are gone"):
+        records.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents": torch.zeros(16, 2, 4, 4)}, r"found shape \[16, 2, 4, 4\]"),
+        ({"latents": torch.full((2, 16, 2, 4, 4), float("nan"))}, "latents: found NaN"),
+        ({"seeds": [1]}, "seeds: found 1 for 2"),
+        ({"scores": {"prism": [1.0, 2.0, 3.0]}}, "scores 'prism': found 3 for 2"),
+        ({"scores": {"prism": [1.0, float("nan")]}}, "scores 'prism'.*finite"),
+        ({"geometry": [None]}, "geometry: found 1 for 2"),
+        ({"preference": (0, 0)}, "two different candidates"),
+        ({"preference": (0, 2)}, "two different candidates of 0 to 1"),
+    ],
+)
+def test_bad_arguments_are_named_and_write_nothing(tmp_path, changes, message):
+    arguments = {"prompt": "a", "latents": latents(), "space": WAN21} | changes
+    with pytest.raises(records.RecordError, match=message):
+        records.append(tmp_path / "set", **arguments)
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(LatentSpaceError, match="expected 16 channels"):
+        records.append(tmp_path / "set", "a", torch.zeros(2, 48, 2, 4, 4), WAN21)
+
+
+def test_a_preference_of_no_candidate_is_damage(tmp_path):
+    records.append(tmp_path, "a", latents(), WAN21, preference=(0, 1))
+    path = tmp_path / "records.jsonl"
+    plain = json.loads(path.read_text())
+    plain["preference"]["winner"] = 5
+    path.write_text(json.dumps(plain) + "\n")
+    with pytest.raises(records.RecordError, match=r"line 1: damaged.*\(5, 1\) among 2"):
+        records.read(tmp_path)
