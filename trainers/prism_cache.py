@@ -1,8 +1,9 @@
 """Encodes the clips of a table of preferences, and its prompts, once, into a folder that `train` and `eval` read.
 
 The table is a .csv or .jsonl such as `trainers.prism_pairs` describes: VideoAlign's or VideoGen-RewardBench's pairs, rows of
-scores, or pairs of our own records. Its clips are videos, or latents (.safetensors, .latent) that are taken as they are. A
-run that was cut off goes on where it was; a clip that cannot be read loses its pairs, and report.json says why.
+scores, a manifest of `trainers.pairs build`, or a folder of our preference records. Its clips are videos, or latents
+(.safetensors, .latent) that are taken as they are. A run that was cut off goes on where it was; a clip that cannot be read
+loses its pairs, and report.json says why.
 """
 
 import sys
@@ -26,7 +27,7 @@ from .wan_vae import DTYPES
 
 def add_arguments(parser) -> None:
     what = parser.add_argument_group("files")
-    what.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="a .csv or .jsonl of preferences")
+    what.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="a .csv or .jsonl, or a folder of records")
     what.add_argument("--root", type=Path, metavar="DIR", help="what the table's paths are relative to (default: its folder)")
     what.add_argument("--dimensions", nargs="+", metavar="NAME", help="which of the table's dimensions (default: all)")
     what.add_argument("--vae", metavar="FILE_OR_DIR", help="wan_2.1_vae.safetensors, or a diffusers folder; for videos")
@@ -59,7 +60,7 @@ def run(args) -> int:
         shards.remove(args.output, 0, 1)
         for name in (prism_data.TEXTS, prism_data.PAIRS):
             (args.output / name).unlink(missing_ok=True)
-    base = args.root if args.root is not None else args.pairs.parent
+    base = prism_pairs.base_of(args.pairs, args.root)
     clips = clips_of(pairs, base)
     said = {prism_texts.text_id(p.prompt): p.prompt for p in pairs}
     texts = _texts(said, args)
@@ -101,9 +102,9 @@ def _texts(said: dict[str, str], args) -> dict[str, torch.Tensor]:
     """{prompt's id: its embedding}: what the folder has already, from --texts, or by --text_encoder."""
     known = {}
     if (args.output / prism_data.TEXTS).is_file():
-        known |= _embedded(args.output / prism_data.TEXTS)
+        known |= embedded(args.output / prism_data.TEXTS)
     if args.texts is not None:
-        known |= _embedded(args.texts)
+        known |= embedded(args.texts)
     missing = {k: v for k, v in said.items() if k not in known}
     if missing and args.text_encoder is None:
         where = f"{args.texts} lacks" if args.texts else "--text_encoder or --texts is needed for"
@@ -113,7 +114,7 @@ def _texts(said: dict[str, str], args) -> dict[str, torch.Tensor]:
     return {k: known[k] for k in said}
 
 
-def _embedded(path: str | Path) -> dict[str, torch.Tensor]:
+def embedded(path: str | Path) -> dict[str, torch.Tensor]:
     """A file's texts by the ids of what they say."""
     texts, header = formats.read(path, "texts")
     said = header.config.get("prompts", {})

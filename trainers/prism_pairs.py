@@ -5,6 +5,8 @@
           are formed and equal scores are ties
   .jsonl  one object a line: {"prompt", "a", "b", "preference"}, where preference is "a", "b" or "tie", or an object of
           such by dimension; or score rows as above: {"prompt", "video", "scores": {dimension: number}}
+  records our preference records, a folder or its records.jsonl: the preferred pair of each record, as "overall", and all
+          its pairs by the scores that its candidates have
 
 Paths are relative to the table's folder, or to --root.
 """
@@ -13,10 +15,11 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from .kernels import preference_records
 from .kernels.prism.preference_loss import LOSS, TIE, WIN
 
 LABELS = {"a": WIN, "b": LOSS, "same": TIE, "tie": TIE}
@@ -33,24 +36,29 @@ class PairsError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips of one prompt. outcome: dimension -> 1 where a is better, 0 where they tie, -1 where b is better."""
+    """Two clips of one prompt. outcome: dimension -> 1 where a is better, 0 where they tie, -1 where b is better.
+
+    scores: {"a" or "b": {scorer: number}}, what decided it, where the table says so; no part of what makes pairs equal.
+    """
 
     prompt: str
     a: Path
     b: Path
     outcome: dict[str, int]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict, compare=False)
 
 
 def read(table: str | Path, root: str | Path | None = None, dimensions: Sequence[str] | None = None) -> list[Pair]:
     """All pairs of a table, in its order. dimensions: which to keep (None: all there are).
 
-    Raises PairsError or FileNotFoundError. Files that a table names are not opened here: see `require_files`.
+    Raises PairsError, RecordError or FileNotFoundError. Files that a table names are not opened here: see `require_files`.
     """
-    path = Path(table)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table of preferences")
-    base = Path(root) if root is not None else path.parent
-    if path.suffix.lower() == ".csv":
+    path, base = Path(table), base_of(table, root)
+    if not path.is_file() and not (path / preference_records.RECORDS).is_file():
+        raise FileNotFoundError(f"{path}: no such table of preferences, nor a folder of preference records")
+    if path.is_dir() or path.name == preference_records.RECORDS:
+        pairs = _from_records(path)
+    elif path.suffix.lower() == ".csv":
         pairs = _from_csv(path, base)
     elif path.suffix.lower() == ".jsonl":
         pairs = _from_jsonl(path, base)
@@ -63,9 +71,14 @@ def read(table: str | Path, root: str | Path | None = None, dimensions: Sequence
         missing = [d for d in dimensions if d not in known]
         if missing:
             raise PairsError(f"{path}: no dimension '{missing[0]}'; it has {', '.join(known)}")
-        kept = [Pair(p.prompt, p.a, p.b, {d: p.outcome[d] for d in dimensions if d in p.outcome}) for p in pairs]
+        kept = [replace(p, outcome={d: p.outcome[d] for d in dimensions if d in p.outcome}) for p in pairs]
         pairs = [p for p in kept if p.outcome]
     return pairs
+
+
+def base_of(table: str | Path, root: str | Path | None = None) -> Path:
+    """What a table's paths are relative to."""
+    return Path(root) if root is not None else Path(table) if Path(table).is_dir() else Path(table).parent
 
 
 def require_files(pairs: Iterable[Pair], source: str) -> None:
@@ -93,7 +106,7 @@ def of_scores(rows: Sequence[tuple[str, Path, dict[str, float]]]) -> list[Pair]:
         for (a, x), (b, y) in combinations(members, 2):
             outcome = {d: (x[d] > y[d]) - (x[d] < y[d]) for d in x if d in y}
             if outcome:
-                pairs.append(Pair(prompt, a, b, outcome))
+                pairs.append(Pair(prompt, a, b, outcome, {"a": x, "b": y}))
     return pairs
 
 
@@ -130,15 +143,32 @@ def _from_jsonl(path: Path, base: Path) -> list[Pair]:
             else:
                 labels = row["preference"]
                 labels = {"overall": labels} if isinstance(labels, str) else labels
-                pairs.append(_pair(row["prompt"], base / row["a"], base / row["b"], labels))
+                scores = {side: row[f"scores_{side}"] for side in "ab" if f"scores_{side}" in row}
+                pairs.append(_pair(row["prompt"], base / row["a"], base / row["b"], labels, scores))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             wanted = '{"prompt", "a", "b", "preference"} or {"prompt", "video", "scores"}'
             raise PairsError(f"{path}, line {number}: {type(e).__name__} {e}; expected {wanted}") from e
     return pairs + of_scores(scored)
 
 
-def _pair(prompt: str, a: Path, b: Path, labels: dict[str, str]) -> Pair:
-    return Pair(prompt, a, b, {d: LABELS[label.strip().lower()] for d, label in labels.items() if label.strip()})
+def _from_records(path: Path) -> list[Pair]:
+    pairs = []
+    for record in preference_records.read(path):
+        clips = [c.latent for c in record.candidates]
+        found = {(p.a, p.b): p for p in of_scores([(record.prompt, c.latent, c.scores) for c in record.candidates])}
+        if record.preference is not None:
+            winner, loser = record.preference
+            a, b = (clips[i] for i in sorted(record.preference))
+            scores = {side: record.candidates[i].scores for side, i in zip("ab", sorted(record.preference), strict=True)}
+            pair = found.setdefault((a, b), Pair(record.prompt, a, b, {}, scores))
+            pair.outcome["overall"] = WIN if winner < loser else LOSS
+        pairs += found.values()
+    return pairs
+
+
+def _pair(prompt: str, a: Path, b: Path, labels: dict[str, str], scores: dict | None = None) -> Pair:
+    outcome = {d: LABELS[label.strip().lower()] for d, label in labels.items() if label.strip()}
+    return Pair(prompt, a, b, outcome, scores or {})
 
 
 def _one_of(columns: Sequence[str], names: Sequence[str], path: Path) -> str:

@@ -1,0 +1,60 @@
+"""Speed and memory of the geometry score without weights beside Epipolar-DPO's published scorer, all in one run.
+
+    python -m benchmarks.geometry.tracks_speed [--size 832x480] [--frames 49 81] [--threads 2] [--clips 3] [--rounds 3]
+
+Clips are rendered first (benchmarks.geometry.room). Times are medians over rounds and clips in which every contestant runs
+once, so that a busy machine is busy for all of them; memory is the growth of the process's peak resident set (Linux).
+"""
+
+import argparse
+
+import cv2
+import torch
+
+from benchmarks.shell_lcc import extra_peak, timed
+from trainers.kernels.geometry.tracks import score_clip
+
+from . import published, room
+from .dense_speed import print_table
+
+
+def contestants(frames: torch.Tensor) -> dict:
+    """Name -> call."""
+    return {
+        "Epipolar-DPO as published (SIFT, OpenCV)": lambda: published.epipolar_dpo(frames),
+        "ours, OpenCV backend": lambda: score_clip(frames, "opencv", pictures=False),
+        "ours, OpenCV backend, with heat map and preview": lambda: score_clip(frames, "opencv"),
+        "ours, pure torch": lambda: score_clip(frames, "torch", pictures=False),
+    }
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="832x480", help="width x height")
+    parser.add_argument("--frames", type=int, nargs="+", default=[49, 81])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=3, help="scenes, each with another camera move (3)")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    width, height = (int(n) for n in args.size.split("x"))
+    device = torch.device("cpu")
+    for count in args.frames:
+        sizes = {"frames": count, "width": width, "height": height}
+        clips = [room.render(room.draw_scene(200 + i, **sizes)).frames for i in range(args.clips)]
+        calls = [contestants(clip) for clip in clips]
+        memory = {name: extra_peak(call, device) for name, call in calls[0].items()}
+        seconds = {name: [] for name in calls[0]}
+        for _ in range(args.rounds):
+            for clip in calls:
+                for name, call in clip.items():
+                    seconds[name].append(timed(call, device))
+        median = {name: sorted(found)[len(found) // 2] for name, found in seconds.items()}
+        base = next(iter(median.values()))
+        print(f"\n{count} frames of {args.size}, {args.threads} threads, {args.clips} clips, {args.rounds} rounds")
+        print_table([(name, s, base / s, memory[name]) for name, s in median.items()])
+
+
+if __name__ == "__main__":
+    main()
