@@ -64,14 +64,14 @@ class SaveGeometry(io.ComfyNode):
     @classmethod
     def execute(cls, da3_geometry, filename_prefix) -> io.NodeOutput:
         views = from_wire(da3_geometry, f"{SAVE}, input 'da3_geometry'")
-        root = folder_paths.get_output_directory()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
         file = f"{name}_{counter:05}_.safetensors"
-        path = os.path.join(folder, file)
-        save_views(path, views)
-        text = f"Saved output/{os.path.relpath(path, root)}: {len(views.frame_indices)} views of a clip of {views.frames} frames"
+        save_views(os.path.join(folder, file), views)
+        saved = os.path.join(subfolder, file).replace(os.sep, "/")
+        text = f"Saved output/{saved}: {len(views.frame_indices)} views of a clip of {views.frames} frames"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-        return io.NodeOutput(os.path.join(subfolder, file).replace(os.sep, "/"), ui=ui.PreviewText(text))
+        return io.NodeOutput(saved, ui=ui.PreviewText(text))
 
 
 class LoadGeometry(io.ComfyNode):
