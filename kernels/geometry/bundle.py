@@ -76,8 +76,10 @@ def refine(
 
 def triangulate(scene: Scene, seen: Tensor, visible: Tensor, reference: int, scale: float, rounds: int = 8) -> Scene:
     """The scene with points for other tracks, its cameras as they are. seen: [F, N, 2]; visible: [F, N]; as in `refine`."""
-    scene = replace(scene, points=start(seen, visible, scene.rotation, reference, float(scene.focal)).points)
     middle = scene.points[:, 2].median()
+    points = start(seen, visible, scene.rotation, reference, float(scene.focal)).points
+    # At the depth of the others, and with their sign: inverse depths and translations may both be negative.
+    scene = replace(scene, points=torch.cat([points[:, :2], middle.expand(len(points), 1)], dim=1))
     damping = torch.full_like(scene.points[:, 0], 1e-2)
     cost = _point_costs(scene, seen, visible, scale)
     eye = torch.eye(3, dtype=seen.dtype, device=seen.device)

@@ -18,8 +18,8 @@ CONSISTENT, INCONSISTENT, UNDETERMINED = "consistent", "inconsistent", "undeterm
 
 # Every measurement that a record may hold, with its unit. Pixels are those of a picture of 480 lines.
 UNITS = {
-    "error": "the figure clips are compared by, lower is better: residual over parallax (tracks), photometric error over "
-    "motion (dense); infinite where the dense verdict is undetermined",
+    "error": "the figure clips are compared by, lower is better: residual, and 3 px for each lost track, over parallax "
+    "(tracks); photometric error over motion (dense); infinite where the dense verdict is undetermined",
     "residual": "px at 480 lines: mean truncated distance of tracks from the rigid scene that explains them best",
     "worst_residual": "px at 480 lines: the same in the worst region of the picture",
     "parallax": "px at 480 lines: mean truncated displacement that no rotation and zoom of the camera explains",
