@@ -220,7 +220,7 @@ def test_normal_equations_are_those_of_the_weighted_residuals():
     full, slope = J.T @ J, J.T @ residuals(zero)
     assert torch.allclose(H, full[:25, :25], rtol=1e-6, atol=1e-6)
     assert torch.allclose(g, slope[:25], rtol=1e-6, atol=1e-6)
-    assert torch.allclose(W.reshape(25, -1), full[:25, 25:], rtol=1e-6, atol=1e-6)
+    assert torch.allclose(W.transpose(1, 2).reshape(25, -1), full[:25, 25:], rtol=1e-6, atol=1e-6)
     assert torch.allclose(torch.block_diag(*V), full[25:, 25:], rtol=1e-6, atol=1e-6)
     assert torch.allclose(gp.flatten(), slope[25:], rtol=1e-6, atol=1e-6)
     # The step solves the damped dense system: eliminating the points changes nothing.

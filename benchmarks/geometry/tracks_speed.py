@@ -28,6 +28,16 @@ def contestants(frames: torch.Tensor) -> dict:
     }
 
 
+def agreement(clips: list[torch.Tensor]) -> tuple[int, float]:
+    """How many clips both backends give the same verdict, and the largest relative difference of their residuals."""
+    same, apart = 0, 0.0
+    for frames in clips:
+        ours, theirs = (score_clip(frames, backend, pictures=False).record for backend in ("torch", "opencv"))
+        same += ours.verdict == theirs.verdict
+        apart = max(apart, abs(ours.measurements["residual"] / theirs.measurements["residual"] - 1))
+    return same, apart
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="832x480", help="width x height")
@@ -42,8 +52,8 @@ def main(argv=None) -> None:
     device = torch.device("cpu")
     for count in args.frames:
         sizes = {"frames": count, "width": width, "height": height}
-        clips = [room.render(room.draw_scene(200 + i, **sizes)).frames for i in range(args.clips)]
-        calls = [contestants(clip) for clip in clips]
+        rendered = [room.render(room.draw_scene(200 + i, **sizes)) for i in range(args.clips)]
+        calls = [contestants(clip.frames) for clip in rendered]
         memory = {name: extra_peak(call, device) for name, call in calls[0].items()}
         seconds = {name: [] for name in calls[0]}
         for _ in range(args.rounds):
@@ -54,6 +64,9 @@ def main(argv=None) -> None:
         base = next(iter(median.values()))
         print(f"\n{count} frames of {args.size}, {args.threads} threads, {args.clips} clips, {args.rounds} rounds")
         print_table([(name, s, base / s, memory[name]) for name, s in median.items()])
+        spoilt = [frames for i, clip in enumerate(rendered) for frames in (clip.frames, room.warp(clip, 1.0, i)[0].frames)]
+        agreed, apart = agreement(spoilt)
+        print(f"backends: {agreed} of {len(spoilt)} verdicts agree (rigid clips and 1 px warps), residuals within {apart:.1%}")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def _cost(scene: Scene, seen: Tensor, visible: Tensor, scale: float, focal_start
 
 
 def _normal_equations(scene: Scene, seen: Tensor, visible: Tensor, scale: float, focal_start: Tensor, reference: int):
-    """Blocks of the Gauss-Newton system: cameras and focal [M, M], [M]; mixed [M, N, 3]; points [N, 3, 3], [N, 3]."""
+    """Blocks of the Gauss-Newton system: cameras and focal [M, M], [M]; mixed [M, 3, N]; points [N, 3, 3], [N, 3]."""
     frames, n = visible.shape
     p = _in_camera(scene)
     residual, slope, weight = _linear(scene, seen, visible, scale)
@@ -153,9 +153,12 @@ def _normal_equations(scene: Scene, seen: Tensor, visible: Tensor, scale: float,
     H[-1, -1] = lens.square().sum() + FOCAL_PRIOR**-2
     g[:-1] = (flat.transpose(1, 2) @ residual.flatten(1)[..., None])[..., 0].flatten()
     g[-1] = (lens * residual).sum() + (scene.focal / focal_start).log() * FOCAL_PRIOR**-2
-    W = seen.new_zeros(m, n, 3)
-    W[:-1] = torch.einsum("fnik,fnij->fknj", pose, point).reshape(-1, n, 3)
-    W[-1] = torch.einsum("fni,fnij->nj", lens, point)
+    # By rows of pixels and summed: products of matrices this small would be called 5000 times each.
+    px, py = (pose[:, :, i].transpose(1, 2)[:, :, None] for i in (0, 1))
+    qx, qy = (point[:, :, i].transpose(1, 2)[:, None] for i in (0, 1))
+    W = seen.new_empty(m, 3, n)
+    W[:-1] = torch.addcmul(px * qx, py, qy).flatten(0, 1)
+    W[-1] = torch.einsum("fni,fnij->jn", lens, point)
     V = torch.einsum("fnij,fnik->njk", point, point)
     gp = torch.einsum("fnij,fni->nj", point, residual)
     V[:, 2, 2] += DEPTH_PRIOR**2
@@ -186,14 +189,16 @@ def _point_costs(scene: Scene, seen: Tensor, visible: Tensor, scale: float) -> T
 def _step(scene: Scene, H: Tensor, g: Tensor, W: Tensor, V: Tensor, gp: Tensor, damping: float) -> Scene:
     eye = torch.eye(3, dtype=V.dtype, device=V.device)
     inverse = torch.linalg.inv(V + damping * torch.diag_embed(V.diagonal(dim1=1, dim2=2)) + 1e-9 * eye)
-    WV = (W.transpose(0, 1) @ inverse).transpose(0, 1)
     m = len(g)
-    A = H + torch.diag(damping * H.diagonal() + 1e-9) - WV.reshape(m, -1) @ W.reshape(m, -1).T
-    right = g - WV.reshape(m, -1) @ gp.flatten()
+    rows = inverse.permute(1, 2, 0).contiguous()
+    WV = (W[:, :1] * rows[0]).addcmul_(W[:, 1:2], rows[1]).addcmul_(W[:, 2:], rows[2]).reshape(m, -1)
+    W = W.view(m, -1)
+    A = H + torch.diag(damping * H.diagonal() + 1e-9) - WV @ W.T
+    right = g - WV @ gp.T.flatten()
     solved, bad = torch.linalg.solve_ex(A, -right)
     if int(bad):
         return scene
-    change = -torch.einsum("njk,nk->nj", inverse, gp + torch.einsum("mnj,m->nj", W, solved))
+    change = -torch.einsum("njk,nk->nj", inverse, gp + (solved @ W).view(3, -1).T)
     pose = solved[:-1].view(-1, 6)
     points = scene.points + change
     return Scene(

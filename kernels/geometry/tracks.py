@@ -37,6 +37,8 @@ FOCAL = 0.9
 # Scales of the refinement, times 1 px at 480 lines, and rounds at each. A wide scale first: at depth 1 everywhere, tracks are
 # further off than outliers will be.
 WIDE, NARROWING = (16.0, 8), ((16.0, 6), (4.0, 6), (1.0, 6))
+# A robust cost per observation (0 to 1) that only the right scene has.
+SURE = 0.06
 # The measurability gate and the border between verdicts; set on seeds 0 to 35 of benchmarks/geometry/room.py.
 LEAST_MOTION = 0.15
 LEAST_PARALLAX = 1.0
@@ -147,14 +149,16 @@ def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explaine
     for step in bundle.rotation_of(steps):
         rotation.append(step @ rotation[-1])
     rotation = torch.stack(rotation) @ rotation[reference].T
-    # The first search may end with near and far exchanged: both are followed to the end, and the better one is kept.
+    # The first search may end with near and far exchanged: unless it explains the tracks well, both are followed to the end.
     wide, rounds = WIDE
     scene, _ = bundle.refine(
         bundle.start(some, shown, rotation, reference, focal), some, shown, reference, wide * scale, rounds
     )
-    found = [_narrow(s, some, shown, reference, scale) for s in (scene, bundle.mirrored(scene))]
-    scene = min(found, key=lambda pair: pair[1])[0]
-    scene, _ = bundle.refine(scene, some, shown, reference, scale, 20, 1e-4)
+    narrowed, cost = _narrow(scene, some, shown, reference, scale)
+    if cost > SURE:
+        other, lower = _narrow(bundle.mirrored(scene), some, shown, reference, scale)
+        narrowed = other if lower < cost else narrowed
+    scene, _ = bundle.refine(narrowed, some, shown, reference, scale, 20, 1e-4)
     scene = bundle.triangulate(scene, seen, visible, reference, scale)
     at = bundle.project(scene)
     distance = (at - seen).norm(dim=-1) * px
@@ -252,7 +256,8 @@ def _grey(frames: Tensor) -> tuple[Tensor, float]:
     """Whole grey levels [K, h, w], the shorter side between SMALLEST and LINES, and the factor from the clip's pixels."""
     # Floats as the bytes they are saved as: a clip has one score, whichever form it comes in.
     levels = frames if frames.dtype == torch.uint8 else (frames * 255).round_()
-    grey = sum(levels[..., c].float() * w for c, w in enumerate((0.299, 0.587, 0.114)))
+    grey = levels[..., 0].float().mul_(0.299)
+    grey.add_(levels[..., 1], alpha=0.587).add_(levels[..., 2], alpha=0.114)
     short = min(grey.shape[1:])
     scale = LINES / short if short > LINES else SMALLEST / short if short < SMALLEST else 1.0
     if scale != 1.0:
