@@ -183,6 +183,10 @@ def test_mvcs_equals_the_published_formula():
     wanted = naive.mvcs(v.depth, v.K, v.world_to_camera)
     assert 0.1 < wanted < 0.95
     assert depth_error.mvcs(v.depth, v.K, v.world_to_camera) == pytest.approx(wanted, abs=1e-6)
+    assert dense.published(planes(v), v.depth, v, distance_for_tests)["mvcs"] == pytest.approx(wanted, abs=1e-6)
+    holed = v.depth.clone()
+    holed[0, 3, 4] = torch.nan
+    assert "mvcs" not in dense.published(planes(v), holed, v, distance_for_tests)
 
 
 def plane_views(z=4.0, step=0.3, s=3, h=20, w=30):

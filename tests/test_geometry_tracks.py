@@ -250,7 +250,7 @@ def test_structure_from_motion_explains_a_rigid_scene_and_triangulates_the_rest(
 
 def test_a_mirrored_scene_has_near_and_far_exchanged():
     scene = moving_scene(4, 7)[0]
-    other = bundle.mirrored(scene)
+    other = bundle.swap_near_and_far(scene)
     assert torch.equal(other.points[:, 2].argsort(), scene.points[:, 2].argsort(descending=True))
     assert torch.equal(other.translation, -scene.translation)
 

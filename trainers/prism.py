@@ -17,13 +17,9 @@ and then:
 The exit code is 0 when all went well, 2 when an argument or a file cannot be used, 130 after Ctrl-C.
 """
 
-import argparse
 import sys
 
-import torch
-
-from . import prism_cache, prism_collect, prism_embed, prism_eval, prism_fit, prism_label
-from .shell_lcc import sentence
+from . import command_line, prism_cache, prism_collect, prism_embed, prism_eval, prism_fit, prism_label
 
 COMMANDS = {
     "cache": prism_cache, "embed": prism_embed, "collect": prism_collect, "label": prism_label, "train": prism_fit,
@@ -31,34 +27,11 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def parse(argv=None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m trainers.prism", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    for name, module in COMMANDS.items():
-        first = module.__doc__.partition("\n")[0]
-        module.add_arguments(commands.add_parser(name, help=first, description=module.__doc__,
-                                                 formatter_class=argparse.RawDescriptionHelpFormatter))  # fmt: skip
-    return parser.parse_args(argv)
-
-
 def main(argv=None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parse(argv)
-    args.argv = argv
-    try:
-        return COMMANDS[args.command].run(args)
-    except (ValueError, OSError, ImportError) as e:
-        print(f"error: {sentence(e)}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as e:
-        print(f"error: out of memory ({sentence(e)[:200]}); give a smaller --train_batch_size", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as e:
-        print(f"interrupted: {str(e) or 'nothing was written; run the same command again'}", file=sys.stderr)
-        return 130
+    return command_line.run(
+        "prism", __doc__, COMMANDS, argv,
+        memory="give a smaller --train_batch_size", stopped="nothing was written; run the same command again",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cameras import motion, unproject
-from .depth_error import OCCLUSION, neighbour_errors, sample
+from .depth_error import OCCLUSION, mvcs, neighbour_errors, sample
 from .photometric import dssim, luminance, squared_error
 from .record import CONSISTENT, DENSE, INCONSISTENT, UNDETERMINED, VERSIONS, GeometryRecord, Scored, score_of
 from .splat import landing, splat
@@ -56,7 +56,7 @@ def score_views(
     """Scores a clip by its views; of more than 10 views 10 are taken, evenly.
 
     lpips: (images, images) [N, H, W, 3] in [0, 1] -> [N], as lpips.load_lpips gives; with it the record also holds
-    `lpips` and `3dcs` as VideoGPA's release computes them. progress is called with a share 0 to 1 and may raise.
+    `lpips`, `3dcs` and `mvcs` as VideoGPA's release computes them. progress is called with a share 0 to 1 and may raise.
     Works where views.depth lies, CPU or CUDA. Raises GeometryError for what views.require_usable refuses.
     """
     require_usable(views, "geometry")
@@ -132,7 +132,8 @@ def compare(images: Tensor, depth: Tensor, points: Tensor, views: Views, target:
 
 
 def published(images: Tensor, depth: Tensor, views: Views, lpips, progress=None) -> dict[str, float]:
-    """VideoGPA's score as released: {"lpips": ..., "3dcs": MSE + LPIPS}, means over the views.
+    """VideoGPA's scores as released: {"lpips": ..., "3dcs": MSE + LPIPS}, means over the views, and "mvcs" where no pixel
+    lacks its depth.
 
     All points, the view's own among them, on black, with colours cut down to 8 bits; MSE over all pixels. images: [3, S,
     H, W].
@@ -145,7 +146,10 @@ def published(images: Tensor, depth: Tensor, views: Views, lpips, progress=None)
         distance.append(float(lpips(drawn.permute(1, 2, 0)[None], images[:, target].permute(1, 2, 0)[None])[0]))
         if progress is not None:
             progress((len(depth) + target + 1) / (2 * len(depth)))
-    return {"lpips": _mean(distance), "3dcs": _mean(mse) + _mean(distance)}
+    found = {"lpips": _mean(distance), "3dcs": _mean(mse) + _mean(distance)}
+    if bool(depth.isfinite().all()):
+        found["mvcs"] = mvcs(depth, views.K, views.world_to_camera)
+    return found
 
 
 def change(images: Tensor) -> float:

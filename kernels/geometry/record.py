@@ -31,6 +31,7 @@ UNITS = {
     "dssim": "(1 - SSIM) / 2 of the same, 0 to 1",
     "lpips": "LPIPS (VGG) of frames drawn from all views' points, their own among them",
     "3dcs": "VideoGPA's score as published, lower is better: MSE + LPIPS",
+    "mvcs": "VideoGPA's multi-view consistency score as published, 0 to 1, higher is better; changes with the scene's unit",
     "depth_error": "relative depth error between views, truncated at 0.2, over pixels that both see",
     "coverage": "share of pixels that other views' points reach, 0 to 1",
     "translation": "largest distance between two cameras over the median depth",

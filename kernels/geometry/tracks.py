@@ -156,7 +156,7 @@ def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explaine
     )
     narrowed, cost = _narrow(scene, some, shown, reference, scale)
     if cost > SURE:
-        other, lower = _narrow(bundle.mirrored(scene), some, shown, reference, scale)
+        other, lower = _narrow(bundle.swap_near_and_far(scene), some, shown, reference, scale)
         narrowed = other if lower < cost else narrowed
     scene, _ = bundle.refine(narrowed, some, shown, reference, scale, 20, 1e-4)
     scene = bundle.triangulate(scene, seen, visible, reference, scale)
