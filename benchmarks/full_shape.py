@@ -43,10 +43,10 @@ def write_transformer(path: Path, storage: str) -> None:
 
 def write_head(path: Path, transformer: Path) -> None:
     """A random head of the real size for that file."""
-    from trainers import wan_dit
     from trainers.kernels.latent_space import WAN21
     from trainers.kernels.prism import files
     from trainers.kernels.prism.head import HeadConfig, PrismHead
+    from trainers.wan import dit as wan_dit
 
     backbone = wan_dit.load(transformer, 0, torch.bfloat16).backbone
     torch.manual_seed(0)
@@ -95,8 +95,9 @@ def in_trainer(folder: Path, transformer: Path) -> dict:
     """Two videos cached and a head of the real size trained for one step."""
     from benchmarks.toy_world import weights
     from tests.video_clips import moving, write_clip
-    from trainers import prism, prism_data, prism_texts
     from trainers.kernels.latent_space import WAN21
+    from trainers.prism import cli as prism
+    from trainers.wan import prompts as prism_texts
 
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [f"prompt {i}" for i in range(3)]
@@ -108,7 +109,7 @@ def in_trainer(folder: Path, transformer: Path) -> dict:
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     g = torch.Generator().manual_seed(0)
     texts = {prism_texts.text_id(p): 0.1 * torch.randn(8, 4096, generator=g) for p in prompts}
-    prism_data.write_texts(folder / "embedded.safetensors", texts, WAN21, {})
+    prism_texts.write_embeddings(folder / "embedded.safetensors", texts, WAN21, {})
     cache = [
         "cache", "--pairs", folder / "pairs.csv", "--vae", weights.FOLDER / weights.VAE, "--texts",
         folder / "embedded.safetensors", "--output", folder / "data", "--width", 128, "--height", 64, "--frames", 9,

@@ -29,10 +29,10 @@ RACES = {
 def write_models(models: Path) -> None:
     """A random transformer and a head for it."""
     from tests.comfy.tiny_wan import wan_dit as random_wan
-    from trainers import wan_dit
     from trainers.kernels.latent_space import WAN21
     from trainers.kernels.prism import files
     from trainers.kernels.prism.head import HeadConfig, PrismHead
+    from trainers.wan import dit as wan_dit
 
     path = models / "diffusion_models" / NAME
     for folder in (path.parent, models / "prism"):

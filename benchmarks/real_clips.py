@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from trainers import demo_clips as demo
-from trainers import encode, latent_data
+from benchmarks.demo import clips as demo
+from trainers import encode
 from trainers.kernels.latent_space import LatentSpace
 from trainers.kernels.shell_lcc.calibration import calibrate
 from trainers.kernels.shell_lcc.diagnostics import add_noise, blur, half_blur, high_frequency_share
 from trainers.kernels.shell_lcc.evaluation import score, tokens
 from trainers.kernels.shell_lcc.fit_anchors import fit_anchors
 from trainers.kernels.shell_lcc.manifold import METHODS, ShellManifold
+from trainers.latents import read as latent_data
 
 VARIANTS = {"clean": lambda z: z, "half blurred": half_blur, "noisy": add_noise}
 TOKENS_PER_ANCHOR = 40

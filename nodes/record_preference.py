@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels import preference_records
+from ..kernels.files import preference_records
 from ..kernels.geometry.record import GeometryRecord
 from ..kernels.latent_space import KNOWN, LatentSpace
 from .latents import AUTO, choose_space, normalised_warning, read_raw

@@ -5,6 +5,9 @@ import contextlib
 import html
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +16,12 @@ pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from trainers import demo, demo_page
+from benchmarks.demo import demo
+from benchmarks.demo import page as demo_page
 from trainers.kernels.shell_lcc import heat_map
 
 PROMPTS = 2
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +98,14 @@ def test_the_legend_has_the_heat_maps_colours():
     assert "rgb(166 230 255)" in legend
 
 
-def test_outside_a_checkout_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(demo, "judge", None)
-    with pytest.raises(SystemExit, match="from the checkout's root"):
-        demo.main([])
+@pytest.mark.parametrize("name", ["demo", "demo_clips"])
+def test_outside_a_checkout_the_remedy_is_named(tmp_path, name):
+    """A release has trainers/ without benchmarks/."""
+    for folder in ("trainers", "kernels"):
+        (tmp_path / folder).symlink_to(ROOT / folder, target_is_directory=True)
+    found = subprocess.run([sys.executable, "-m", f"trainers.{name}"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "from the checkout's root" in found.stderr
 
 
 def test_one_prompt_gives_no_interval_and_is_refused():

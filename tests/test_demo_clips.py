@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers import demo_clips as demo
-from trainers import latent_data
+from benchmarks.demo import clips as demo
 from trainers.kernels.shell_lcc.diagnostics import add_noise, blur
 from trainers.kernels.shell_lcc.manifold import load
+from trainers.latents import read as latent_data
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainers import encode, mini_vae, shards, wan_vae
-from trainers.buckets import nearest_bucket
-from trainers.kernels import formats, latent_space
-from trainers.latent_data import read_clips
-from trainers.video import Reading, Source, read_windows
+from benchmarks import mini_vae
+from trainers import encode
+from trainers.kernels import latent_space
+from trainers.kernels.files import header as formats
+from trainers.latents import shards
+from trainers.latents.read import read_clips
+from trainers.video.read import Reading, Source, read_windows
+from trainers.video.sizes import nearest_bucket
+from trainers.wan import vae as wan_vae
 
 from .video_clips import counting, moving, real_clip, write_clip
 
@@ -203,7 +207,7 @@ def test_a_killed_process_loses_at_most_a_shard(videos, vae_file, tmp_path, monk
     """The process dies while it writes its second shard: the first is whole, no half-written file is taken for one."""
     out = tmp_path / "out"
     code = (
-        "import os, sys; from trainers import encode; from trainers.kernels import formats\n"
+        "import os, sys; from trainers import encode; from trainers.kernels.files import header as formats\n"
         "write, count = formats.save_file, []\n"
         "def save(tensors, path, metadata):\n"
         "    count.append(1)\n"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainers.kernels import formats
-from trainers.kernels.formats import FormatError, Header
+from trainers.kernels.files import header as formats
+from trainers.kernels.files.header import FormatError, Header
 from trainers.kernels.latent_space import WAN21, LatentSpace
 
 HEADER = Header("shell_lcc", WAN21, {"coder": "anchors", "num_bases": 3}, {"auroc": 0.9}, {"seed": 1})

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.scorers import geometry as scorer
+from trainers.video.frames import read_frames
+
 pytest.importorskip("av")
 
 from benchmarks.toy_world import renderer
 from benchmarks.toy_world.captions import Attributes
-from trainers import geometry, geometry_files, geometry_log, geometry_score
+from trainers.geometry import cli as geometry
+from trainers.geometry import score as geometry_score
 from trainers.kernels.geometry import dense, tracks, view_files
 from trainers.kernels.geometry.record import DENSE, TRACKS, GeometryError, GeometryRecord
 from trainers.kernels.geometry.views import Views
-from trainers.video import Source
+from trainers.running import results_log as geometry_log
+from trainers.scorers import depth_files as geometry_files
+from trainers.video.read import Source
 
 from .video_clips import moving, write_clip
 
@@ -93,8 +99,8 @@ def test_no_clip_that_can_be_read(small, tmp_path, capsys):
 
 def counted(monkeypatch):
     """Names of the clips that are scored from now on."""
-    scored, plain = [], geometry_score.score_file
-    monkeypatch.setattr(geometry_score, "score_file", lambda task: scored.append(task.name) or plain(task))
+    scored, plain = [], scorer.score_file
+    monkeypatch.setattr(scorer, "score_file", lambda task: scored.append(task.name) or plain(task))
     return scored
 
 
@@ -120,8 +126,8 @@ def test_a_second_run_scores_what_is_new_or_changed(small, tmp_path, monkeypatch
 
 def test_a_killed_run_goes_on_behind_its_torn_line(small, tmp_path, monkeypatch, capsys):
     def interrupted(tasks, jobs):
-        yield geometry_score.score_file(tasks[0])
-        yield geometry_score.score_file(tasks[1])
+        yield scorer.score_file(tasks[0])
+        yield scorer.score_file(tasks[1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -163,7 +169,7 @@ def test_a_full_disk_leaves_whole_lines_only(small, tmp_path, monkeypatch, capsy
 def test_two_processes_find_what_one_does_and_finish_what_is_at_hand(small, tmp_path, monkeypatch, capsys):
     """Ctrl-C comes while the second half is being scored."""
     assert score(small, tmp_path / "one") == 0
-    plain, calls = geometry_score.wait, []
+    plain, calls = scorer.wait, []
 
     def interrupted(futures, return_when):
         calls.append(len(futures))
@@ -171,7 +177,7 @@ def test_two_processes_find_what_one_does_and_finish_what_is_at_hand(small, tmp_
             raise KeyboardInterrupt
         return plain(futures, return_when="ALL_COMPLETED")
 
-    monkeypatch.setattr(geometry_score, "wait", interrupted)
+    monkeypatch.setattr(scorer, "wait", interrupted)
     write_clip(small / "unreached.mkv", moving(6, seed=4))
     argv = ["score", "--videos", str(small), "--output", str(tmp_path / "two"), "--backend", "torch", "--jobs", "2"]
     assert geometry.main(argv) == 130
@@ -187,10 +193,10 @@ def test_two_processes_find_what_one_does_and_finish_what_is_at_hand(small, tmp_
 def test_every_frame_is_read_at_the_clips_own_rate(tmp_path, count, fps, limit, expected):
     frames = moving(count)
     path, source = write_clip(tmp_path / "a.mkv", frames, fps), Source("a.mkv")
-    found = geometry_score.read_frames(path, geometry_score.Settings(limit), source)
+    found = read_frames(path, source, limit)
     assert torch.equal(found, torch.from_numpy(np.stack(frames[:expected])))
     assert source.notes == []
-    assert geometry_score.read_frames(path, geometry_score.Settings(limit, "144p"), source).shape[1:] == (160, 208, 3)
+    assert read_frames(path, source, limit, "144p").shape[1:] == (160, 208, 3)
 
 
 def save(path, truth, frames=None, **changed):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainers.inputs import InputError
-from trainers.kernels import formats, latent_space
-from trainers.kernels.formats import FormatError, Header
+from trainers.kernels import latent_space
+from trainers.kernels.files import header as formats
+from trainers.kernels.files.header import FormatError, Header
 from trainers.kernels.latent_space import RAW, WAN21, WAN22, LatentSpaceError
-from trainers.latent_data import LatentDataError, list_clips, read_clip, read_clips
+from trainers.latents.read import LatentDataError, list_clips, read_clip, read_clips
+from trainers.running.inputs import InputError
 
 
 def normal(*shape, seed=0):

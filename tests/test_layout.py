@@ -21,7 +21,10 @@ TRIPWIRES = re.compile(
 )
 
 
-@pytest.mark.parametrize("folder", ["nodes", "kernels", "kernels/shell_lcc", "kernels/prism", "kernels/geometry"])
+NAMESPACES = ["nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/shell_lcc"]
+
+
+@pytest.mark.parametrize("folder", NAMESPACES)
 def test_namespace_folders_have_no_init(folder):
     """nodes/__init__.py would shadow ComfyUI's nodes.py, kernels/__init__.py Hugging Face's kernels package."""
     assert (ROOT / folder).is_dir()
@@ -76,10 +79,10 @@ def test_root_imports_nothing(pack):
 def test_trainers_reach_the_kernels_beside_hugging_faces():
     """`from kernels...` would find Hugging Face's package of that name where it is installed."""
     out = subprocess.run(
-        [sys.executable, "-c", "import trainers.kernels.formats as f; print(f.__file__)"],
+        [sys.executable, "-c", "import trainers.kernels.files.header as f; print(f.__file__)"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     ).stdout  # fmt: skip
-    assert Path(out.strip()) == ROOT / "kernels" / "formats.py"
+    assert Path(out.strip()) == ROOT / "kernels" / "files" / "header.py"
 
 
 def test_requirements_equal_the_projects_dependencies():

@@ -7,11 +7,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainers import mini_vae, wan_vae
+from benchmarks import mini_vae
 from trainers.kernels import latent_space
 from trainers.kernels.latent_space import WAN21
-from trainers.wan_vae import VaeError
-from trainers.wan_vae_keys import to_diffusers, to_original
+from trainers.wan import vae as wan_vae
+from trainers.wan.vae import VaeError
+from trainers.wan.vae_keys import to_diffusers, to_original
 
 from .video_clips import moving, write_clip
 

@@ -22,25 +22,9 @@ from PIL import Image
 
 from benchmarks.geometry import room
 from benchmarks.toy_world import weights
-from trainers import (
-    geometry_score,
-    pair_filters,
-    pair_groups,
-    pair_latents,
-    pair_ranking,
-    pair_scores,
-    pairs,
-    pairs_build,
-    pairs_manifest,
-    prism,
-    prism_data,
-    prism_pairs,
-    prism_train,
-    wan_dit,
-    wan_vae,
-)
-from trainers.buckets import BUCKETS
-from trainers.kernels import atomic, formats, preference_records
+from trainers.kernels.files import atomic, preference_records
+from trainers.kernels.files import header as formats
+from trainers.kernels.geometry import tracks
 from trainers.kernels.geometry.record import CONSISTENT, DENSE, INCONSISTENT, TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.prism import files
@@ -48,10 +32,43 @@ from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.kernels.shell_lcc import evaluation
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
-from trainers.pair_filters import Limits
-from trainers.pair_groups import Candidate, Group, GroupError
-from trainers.pair_ranking import Ranked
-from trainers.pair_scores import Scores
+from trainers.pairs import (
+    build as pairs_build,
+)
+from trainers.pairs import (
+    cli as pairs,
+)
+from trainers.pairs import (
+    filters as pair_filters,
+)
+from trainers.pairs import (
+    ranking as pair_ranking,
+)
+from trainers.pairs import (
+    scores as pair_scores,
+)
+from trainers.pairs.filters import Limits
+from trainers.pairs.ranking import Ranked
+from trainers.pairs.scores import Scores
+from trainers.preferences import (
+    clips as pair_latents,
+)
+from trainers.preferences import (
+    groups as pair_groups,
+)
+from trainers.preferences import (
+    manifest as pairs_manifest,
+)
+from trainers.preferences import (
+    tables as prism_pairs,
+)
+from trainers.preferences.groups import Candidate, Group, GroupError
+from trainers.prism import cli as prism
+from trainers.prism import data as prism_data
+from trainers.prism import train_loop as prism_train
+from trainers.video.sizes import BUCKETS
+from trainers.wan import dit as wan_dit
+from trainers.wan import vae as wan_vae
 
 from .test_encode import vae_file  # noqa: F401 (a fixture)
 from .test_wan_dit import CONFIG
@@ -459,7 +476,7 @@ def test_a_vae_stands_between_latents_and_videos(models, vae_file, tmp_path, mon
     preference_records.append(folder, "p", latents(2, 5, (16, 2, 6, 8)), WAN21)
     assert build(folder, tmp_path / "out", "--vae", vae_file, "--keep_undetermined") in (0, 1)
     rows = lines(tmp_path / "out" / "candidates.jsonl")
-    expected = geometry_score.tracks.score_clip(frames, "torch", pictures=False).record
+    expected = tracks.score_clip(frames, "torch", pictures=False).record
     assert GeometryRecord.from_json(rows[0]["record"]).dumps() == expected.dumps()
     monkeypatch.setitem(BUCKETS, "144p", ((64, 48),))
     (tmp_path / "videos" / "p").mkdir(parents=True)

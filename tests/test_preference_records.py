@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers import latent_data
-from trainers.kernels import formats
-from trainers.kernels import preference_records as records
+from trainers.kernels.files import header as formats
+from trainers.kernels.files import preference_records as records
 from trainers.kernels.geometry.record import TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
 from trainers.kernels.latent_space import WAN21, LatentSpaceError
+from trainers.latents import read as latent_data
 
 ROOT = Path(__file__).resolve().parents[1]
 APPEND = """
 import sys, torch
-from trainers.kernels import preference_records as records
+from trainers.kernels.files import preference_records as records
 from trainers.kernels.latent_space import WAN21
 torch.manual_seed(0)
 z = torch.randn(2, 16, 2, 4, 4)

@@ -11,9 +11,12 @@ pytest.importorskip("diffusers")
 pytest.importorskip("sentencepiece")
 
 from benchmarks.toy_world import weights
-from trainers import prism, prism_data, prism_texts, umt5
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
+from trainers.prism import cli as prism
+from trainers.prism import data as prism_data
+from trainers.wan import prompts as prism_texts
+from trainers.wan import text_encoder as umt5
 
 from .test_encode import vae_file  # noqa: F401 (a fixture)
 from .test_prism_train import train

@@ -8,9 +8,14 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from trainers import prism, prism_collect, prism_data, prism_label, wan_dit, wan_sampling
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
+from trainers.prism import cli as prism
+from trainers.prism import collect as prism_collect
+from trainers.prism import data as prism_data
+from trainers.prism import label as prism_label
+from trainers.wan import dit as wan_dit
+from trainers.wan import sampling as wan_sampling
 
 from .test_prism_train import backbone, train  # noqa: F401 (a fixture)
 

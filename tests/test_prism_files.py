@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainers.kernels import formats
-from trainers.kernels.formats import FormatError
+from trainers.kernels.files import header as formats
+from trainers.kernels.files.header import FormatError
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.prism import files
 from trainers.kernels.prism.backbone import Backbone, BackboneError, of_wan

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from trainers import prism_pairs
-from trainers.prism_pairs import Pair, PairsError, of_scores, read, require_classes, require_files
+from trainers.preferences import tables as prism_pairs
+from trainers.preferences.tables import Pair, PairsError, of_scores, read, require_classes, require_files
 
 ALIGN = """path_A,path_B,prompt,VQ,MQ,TA,Overall,fps_A,fps_B,num_frames_A,num_frames_B,A_model
 a/1.mp4,b/1.mp4,"a cat, running",A,B,same,A,16,8,81,81,wan

@@ -11,16 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainers.scorers.prism_network import some_tokens
+from trainers.wan.prompts import write_embeddings
+
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from trainers import prism, prism_data, prism_fit, prism_train, wan_dit
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.prism import files
-from trainers.prism_data import MISSING, PrismDataError, Row
-from trainers.wan_dit_keys import of_text_to_video
-from trainers.wan_text_padding import fold
+from trainers.prism import cli as prism
+from trainers.prism import data as prism_data
+from trainers.prism import train as prism_fit
+from trainers.prism import train_loop as prism_train
+from trainers.prism.data import MISSING, PrismDataError, Row
+from trainers.wan import dit as wan_dit
+from trainers.wan.dit_keys import of_text_to_video
+from trainers.wan.text_padding import fold
 
 from .test_wan_dit import CONFIG
 
@@ -67,7 +74,7 @@ def make_folder(folder, caught=LEVELS, shape=(16, 2, 4, 4), seed=0):
                 rows.append(Row(f"p{p}", f"p{p}-s{a}", f"p{p}-s{b}", outcome))
     header = formats.Header("latents", WAN21, {"state": "normalised", "settings": {}, "clips": clips, "videos": {}}, {}, {})
     formats.write(folder / "latents-0.safetensors", tensors, header)
-    prism_data.write_texts(folder / prism_data.TEXTS, texts, WAN21, {})
+    write_embeddings(folder / prism_data.TEXTS, texts, WAN21, {})
     prism_data.write_rows(folder, rows)
     return folder
 
@@ -100,7 +107,7 @@ def test_a_head_for_a_part_of_the_schedule(folder, backbone, tmp_path):
 
 def test_a_pair_keeps_the_same_tokens_of_every_tap():
     place = torch.arange(10.0).view(1, 10, 1).expand(6, 10, 3)
-    first, second = prism_train.some_tokens([place, 100 + place], 0.5, torch.Generator().manual_seed(0))
+    first, second = some_tokens([place, 100 + place], 0.5, torch.Generator().manual_seed(0))
     assert first.shape == (6, 5, 3)
     assert torch.equal(first[:3], first[3:])
     assert torch.equal(second, first + 100)

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from benchmarks.sheets import sheet_clips
-from trainers import shell_lcc, shell_lcc_checkpoint, shell_lcc_fit, shell_lcc_train
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21, WAN22
 from trainers.kernels.shell_lcc import fit_predictor
 from trainers.kernels.shell_lcc.diagnostics import add_noise, blur, half_blur, high_frequency_share
 from trainers.kernels.shell_lcc.manifold import load
 from trainers.kernels.shell_lcc.predictor import Predictor
+from trainers.running import checkpoint as shell_lcc_checkpoint
+from trainers.shell_lcc import cli as shell_lcc
+from trainers.shell_lcc import fit as shell_lcc_fit
+from trainers.shell_lcc import train_predictor as shell_lcc_train
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--coder", "predictor", "--num_bases", "32", "--hidden_dim", "16", "--lcc_steps", "12", "--shell_steps", "8"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers import shell_lcc
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21, WAN22
 from trainers.kernels.shell_lcc.manifold import load
+from trainers.shell_lcc import cli as shell_lcc
 
 
 def synthetic_reference(bases, hidden, seed=0):

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from benchmarks.sheets import sheet_clips
-from trainers.kernels import formats
-from trainers.kernels.kmeans import kmeans, kmeans_naive
-from trainers.kernels.knn import knn, knn_naive
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21, WAN22
 from trainers.kernels.shell_lcc import anchors as anchors_module
 from trainers.kernels.shell_lcc import coder as streamed
@@ -16,6 +14,8 @@ from trainers.kernels.shell_lcc.anchors import FLOOR, Anchors
 from trainers.kernels.shell_lcc.calibration import LEVELS, calibrate, percentile, quantiles
 from trainers.kernels.shell_lcc.diagnostics import add_noise, auroc, blur, half_blur, high_frequency_share
 from trainers.kernels.shell_lcc.fit_anchors import fit_anchors
+from trainers.kernels.shell_lcc.kmeans import kmeans, kmeans_naive
+from trainers.kernels.shell_lcc.knn import knn, knn_naive
 from trainers.kernels.shell_lcc.manifold import METHODS, ShellManifold, UncalibratedError, load, save
 from trainers.kernels.shell_lcc.predictor import Predictor
 from trainers.kernels.shell_lcc.pull import descend, project

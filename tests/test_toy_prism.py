@@ -7,8 +7,10 @@ pytest.importorskip("diffusers")
 
 from benchmarks.toy_world import candidates, easy_cache, pipeline, prism_rows, search, statistics, train_prism, weights
 from benchmarks.toy_world.pipeline import SHIFT, STEPS, sigmas
-from trainers import prism_train, wan_dit, wan_sampling
 from trainers.kernels.prism.head import HeadConfig, PrismHead
+from trainers.prism import train_loop as prism_train
+from trainers.wan import dit as wan_dit
+from trainers.wan import sampling as wan_sampling
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_searches_are_timed_in_turn(world, scorer):
 
 def test_prompts_of_the_heads_are_the_training_captions(tmp_path):
     from benchmarks.toy_world.clips import scene_of
-    from trainers.kernels import formats
+    from trainers.kernels.files import header as formats
 
     train_prism.write_prompts(tmp_path / "p.safetensors", weights.FOLDER, 3)
     texts, header = formats.read(tmp_path / "p.safetensors", "texts")

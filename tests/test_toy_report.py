@@ -28,9 +28,10 @@ from benchmarks.toy_world.captions import VALUES
 from benchmarks.toy_world.clips import clip, scene_of, sibling
 from benchmarks.toy_world.guidance import Guidance, SigmaTable
 from benchmarks.toy_world.statistics import Estimate
-from trainers import latent_data, shell_lcc
 from trainers.kernels.shell_lcc.calibration import calibrate
 from trainers.kernels.shell_lcc.manifold import load, save
+from trainers.latents import read as latent_data
+from trainers.shell_lcc import cli as shell_lcc
 
 
 @pytest.fixture(scope="module")

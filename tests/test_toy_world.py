@@ -11,7 +11,7 @@ from benchmarks.toy_world import captions, corruptions, export, judge, pipeline,
 from benchmarks.toy_world.captions import Attributes
 from benchmarks.toy_world.clips import as_frames, as_video, clip, clips, scene_of
 from trainers.kernels.latent_space import WAN21
-from trainers.wan_text_padding import use_bias
+from trainers.wan.text_padding import use_bias
 
 
 def scene(move="orbit", speed="slow", shape="cube"):

@@ -8,8 +8,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from benchmarks.toy_world import text_encoder, weights
-from trainers import umt5
-from trainers.umt5 import TextEncoderError
+from trainers.wan import text_encoder as umt5
+from trainers.wan.text_encoder import TextEncoderError
 
 TOY = weights.FOLDER / weights.TEXT
 TEXTS = ("a red ball in a wood room, fast orbit", "", "a  blue \n cube", "words it never saw")

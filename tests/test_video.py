@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import tone_mapping
-from trainers.buckets import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
-from trainers.inputs import InputError, expand
-from trainers.video import Reading, Source, VideoError, open_video, read_windows, resample, to_rgb
+from trainers.running.inputs import InputError, expand
+from trainers.video.read import Reading, Source, VideoError, open_video, read_windows, resample, to_rgb, tone_mapping
+from trainers.video.sizes import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
 
 from .video_clips import counting, moving, quarter_turn, real_clip, write_clip
 

@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
-from trainers import scaled_fp8, wan_dit
 from trainers.kernels.prism.backbone import FINGERPRINT_TENSORS
-from trainers.wan_dit import DitError
-from trainers.wan_dit_keys import of_text_to_video
+from trainers.wan import dit as wan_dit
+from trainers.wan import scaled_fp8
+from trainers.wan.dit import DitError
+from trainers.wan.dit_keys import of_text_to_video
 
 CONFIG = {
     "patch_size": (1, 2, 2), "num_attention_heads": 1, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16,

@@ -9,88 +9,26 @@ process had videos and none of them could be encoded, 2 for wrong arguments, 130
 """
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-from . import shards, wan_vae
-from .buckets import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
-from .inputs import InputError, expand
-from .kernels.atomic import write_atomic
-from .kernels.formats import FormatError
+from .kernels.files.header import FormatError
 from .kernels.latent_space import LatentSpaceError
 from .kernels.version import CREATED_BY
-from .video import SUFFIXES, Reading, Source, VideoError, read_windows
+from .latents import shards
+from .latents.encode_videos import VideoOutcome, encode_video, write_report
+from .running.device import DTYPES
+from .running.inputs import InputError, expand
+from .video.read import VIDEO_SUFFIXES, Reading, Source
+from .video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
+from .wan import vae as wan_vae
 
 ERRORS = (InputError, shards.ShardError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError)
 
 
-@dataclass
-class Outcome:
-    """What became of one video. status: "encoded", "already encoded", or "skipped" (then `reason` says why)."""
-
-    status: str = "encoded"
-    clips: int = 0
-    seconds: float = 0.0
-    fps: float | None = None
-    reason: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def encode_video(
-    path: Path, source: Source, reading: Reading, vae, writer: shards.Writer, done: shards.Done, notes: dict | None = None
-) -> Outcome:
-    """Encodes one video's windows into `writer`, except clips that `done` has. A bad video gives status "skipped".
-
-    notes: what else the shard is to say of each of its clips.
-    """
-    outcome = Outcome(notes=source.notes)
-    video = shards.video_id(source.name, path, writer.settings)
-    if done.has(video, reading.max_windows):
-        outcome.status = "already encoded"
-        return outcome
-    if done.sources.get(source.name, set()) - {video}:
-        source.note("the file changed since it was encoded: its old clips are still in the folder; --overwrite starts afresh")
-    count = 0
-    try:
-        for window in read_windows(path, reading, source):
-            count += 1
-            clip = shards.clip_id(source.name, video, window.index)
-            outcome.clips, outcome.fps = count, window.fps
-            outcome.seconds += window.frames.shape[0] / window.fps
-            if clip in done.clips:
-                continue
-            z = vae.encode(window.frames).to(wan_vae.DTYPES[writer.settings["dtype"]])
-            length, _, height, width = window.frames.shape
-            entry = {"source": source.name, "video": video, "window": window.index, "start_frame": window.start_frame}
-            entry |= {"start_s": round(window.start_s, 6), "fps": round(window.fps, 6)}
-            writer.add(clip, z, entry | {"frames": length, "width": width, "height": height} | (notes or {}))
-    except (VideoError, wan_vae.VaeError) as e:
-        message = str(e)
-        outcome.status, outcome.reason = "skipped", message if message.startswith(source.name) else f"{source.name}: {message}"
-        return outcome
-    writer.finish_video(video, {"source": source.name, "clips": count, "max_clips": reading.max_windows})
-    return outcome
-
-
-def write_report(path: Path, outcomes: dict[str, Outcome], settings: dict, pending: int) -> None:
-    """report.json: per video its status, clips, reason and notes; then totals. `pending`: videos not reached."""
-    statuses = [o.status for o in outcomes.values()]
-    report = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": settings,
-        "totals": {s: statuses.count(s) for s in ("encoded", "already encoded", "skipped")} | {"not reached": pending},
-        "videos": {name: vars(o) for name, o in outcomes.items()},
-    }
-    text = json.dumps(report, indent=1, sort_keys=False)
-    write_atomic(path, lambda partial: Path(partial).write_text(text + "\n", encoding="utf-8"))
-
-
-def table(outcomes: dict[str, Outcome], pending: int) -> str:
+def table(outcomes: dict[str, VideoOutcome], pending: int) -> str:
     """The closing summary."""
     groups = {s: [o for o in outcomes.values() if o.status == s] for s in ("encoded", "already encoded", "skipped")}
     fresh = groups["encoded"]
@@ -129,8 +67,8 @@ def parse(argv=None) -> argparse.Namespace:
     clips.add_argument("--no_upscale", action="store_true", help="skip videos smaller than their clip size")
     compute = parser.add_argument_group("computing")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    compute.add_argument("--dtype", choices=list(wan_vae.DTYPES), default="float16", help="of the shards (default float16)")
-    compute.add_argument("--vae_dtype", choices=["auto", *wan_vae.DTYPES], default="auto", help="auto: bfloat16 on a GPU")
+    compute.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the shards (default float16)")
+    compute.add_argument("--vae_dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 on a GPU")
     compute.add_argument(
         "--tiling", action="store_true", help="encode in tiles of 256 pixels: less memory, other latents at seams"
     )
@@ -155,10 +93,10 @@ def run(args: argparse.Namespace, processes) -> int:
     """Encodes this process's share. Returns the exit code."""
     from tqdm import tqdm
 
-    videos = list(expand(args.videos, SUFFIXES, "videos").items())[processes.index :: processes.count]
+    videos = list(expand(args.videos, VIDEO_SUFFIXES, "videos").items())[processes.index :: processes.count]
     device = processes.device
     vae_dtype = args.vae_dtype if args.vae_dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
-    vae = wan_vae.load(args.vae, wan_vae.DTYPES[vae_dtype], device)
+    vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device)
     if args.tiling:
         vae.model.enable_tiling()
     settings = {
@@ -188,7 +126,7 @@ def run(args: argparse.Namespace, processes) -> int:
     provenance = {"created_by": CREATED_BY, "trainer": "encode", "vae": vae.name, "torch": torch.__version__}
     writer = shards.Writer(output, vae.space, settings, provenance, processes.index, processes.count, args.shard_clips)
 
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, VideoOutcome] = {}
     suffix = f"-{processes.index}-of-{processes.count}" if processes.count > 1 else ""
     interrupted = False
     try:

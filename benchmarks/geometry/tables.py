@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.geometry.record import CONSISTENT, UNDETERMINED
 
 from .measure import RIGID, STILL

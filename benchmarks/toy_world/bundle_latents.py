@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from trainers.kernels import formats
+from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
-from trainers.wan_vae import file_digest
+from trainers.running.identity import file_digest
 
 from . import weights
 from .clips import scene_of

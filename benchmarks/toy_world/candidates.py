@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainers import prism_train, wan_dit, wan_sampling
 from trainers.kernels.prism import files
-from trainers.wan_text_padding import fold
+from trainers.prism import train_loop as prism_train
+from trainers.wan import dit as wan_dit
+from trainers.wan import sampling as wan_sampling
+from trainers.wan.text_padding import fold
 
 from . import judge, pipeline, weights
 from .captions import Attributes

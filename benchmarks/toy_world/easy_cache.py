@@ -23,7 +23,7 @@ def draft(
 ) -> tuple[Tensor, Tensor]:
     """(latents [N, ...] after the Euler steps of path, steps [N] whose forwards were run).
 
-    denoiser_of(n): a trainers.wan_sampling.Denoiser for n clips of the caption. start, end: shares of the steps between
+    denoiser_of(n): a trainers.wan.sampling.Denoiser for n clips of the caption. start, end: shares of the steps between
     which forwards may be left out.
     """
     n, steps = len(x), len(path) - 1

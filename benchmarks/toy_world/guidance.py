@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21, LatentSpace
 from trainers.kernels.shell_lcc.calibration import LEVELS, Calibration, calibrate
 from trainers.kernels.shell_lcc.fit_anchors import fit_anchors

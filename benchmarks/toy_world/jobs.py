@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from trainers import latent_data
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur
+from trainers.latents import read as latent_data
 
 from . import candidates, judge, pipeline, weights
 from .captions import VALUES

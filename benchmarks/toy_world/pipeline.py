@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainers import wan_sampling
+from benchmarks.mini_vae import decode
 from trainers.kernels.latent_space import WAN21
-from trainers.mini_vae import decode
-from trainers.wan_sampling import Hook, sigmas
+from trainers.wan import sampling as wan_sampling
+from trainers.wan.sampling import Hook, sigmas
 
 from . import text_encoder, weights
 from .clips import as_frames, as_video

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from trainers import latent_data, shell_lcc
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
-from trainers.wan_vae import file_digest
+from trainers.latents import read as latent_data
+from trainers.running.identity import file_digest
+from trainers.shell_lcc import cli as shell_lcc
 
 from . import candidates, jobs, judge, pipeline, plots, prism_rows, shell_lcc_rows, stack_rows, weights
 from .guidance import SigmaTable, fit_patch_manifold

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers import prism_train, wan_sampling
 from trainers.kernels.prism import race
 from trainers.kernels.prism.plan import Plan
-from trainers.wan_text_padding import use_bias
+from trainers.prism import train_loop as prism_train
+from trainers.wan import sampling as wan_sampling
+from trainers.wan.text_padding import use_bias
 
 from . import pipeline
 from .candidates import Caption, finished, seeds

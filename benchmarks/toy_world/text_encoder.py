@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 
 from .captions import every_caption, vocabulary
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.mini_vae import decode
 from trainers.kernels.latent_space import WAN21
-from trainers.mini_vae import decode
-from trainers.wan_vae import channels_last
+from trainers.wan.vae import channels_last
 
 from .clips import as_video, clips
 from .train_vae import make_optimisers, psnr_per_frame, reconstruction_loss, schedule

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
-from trainers.wan_text_padding import use_bias
-from trainers.wan_vae import file_digest
+from trainers.running.identity import file_digest
+from trainers.wan.text_padding import use_bias
 
 from . import judge, text_encoder, weights
 from .captions import VALUES, caption

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.kernels.atomic import write_atomic
+from trainers.kernels.files.atomic import write_atomic
 
 from .captions import ROOMS, VALUES
 from .clips import Labelled, clips

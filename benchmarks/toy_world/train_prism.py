@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from trainers import prism, prism_data
 from trainers.kernels.latent_space import WAN21
+from trainers.prism import cli as prism
+from trainers.wan.prompts import write_embeddings
 
 from . import judge, pipeline, text_encoder, weights
 from .candidates import HEADS, STEPS, heads_folder, levels
@@ -47,7 +48,7 @@ def write_prompts(path: Path, folder: Path, count: int) -> None:
     encoder = text_encoder.load(folder / weights.TEXT)
     said = {prompt_id(i): scene_of(SPLIT, i)[1] for i in range(count)} | {NEGATIVE: ""}
     texts = dict(zip(said, encoder.words(list(said.values())), strict=True))
-    prism_data.write_texts(path, texts, WAN21, {}, said)
+    write_embeddings(path, texts, WAN21, {}, said)
 
 
 def collect(arguments: list) -> int:

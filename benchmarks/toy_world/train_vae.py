@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.mini_vae import calibrate, decode, read_clips
 from trainers.kernels.latent_space import WAN21
-from trainers.mini_vae import calibrate, decode, read_clips
-from trainers.wan_vae import channels_last
+from trainers.wan.vae import channels_last
 
 from .clips import as_video, clips
 from .muon import Muon

@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trainers import wan_dit, wan_vae
-from trainers.kernels.atomic import write_atomic
-from trainers.wan_dit_keys import of_text_to_video
-from trainers.wan_vae_keys import to_original
+from trainers.kernels.files.atomic import write_atomic
+from trainers.wan import dit as wan_dit
+from trainers.wan import vae as wan_vae
+from trainers.wan.dit_keys import of_text_to_video
+from trainers.wan.vae_keys import to_original
 
 FOLDER = Path(__file__).parent / "weights"
 VAE, DIT, TEXT = "toy_wan_vae.safetensors", "toy_wan_t2v.safetensors", "toy_umt5.safetensors"

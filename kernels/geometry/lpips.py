@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..formats import describe_foreign
+from ..files.header import describe_foreign
 from .record import GeometryError
 
 # Positions of VGG16's convolutions in torchvision's `features`; a stage ends where LPIPS looks: relu1_2, 2_2, 3_3, 4_3, 5_3.

@@ -1,6 +1,6 @@
 """Geometry on disk: views with depth and cameras in one safetensors file.
 
-Its header says what it is, as in kernels.formats; every value is a string:
+Its header says what it is, as in kernels.files.header; every value is a string:
 
   format           "intrinsic_reward"
   format_version   "1"
@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..atomic import write_atomic
-from ..formats import FORMAT, FORMAT_VERSION, describe_foreign
+from ..files.atomic import write_atomic
+from ..files.header import FORMAT, FORMAT_VERSION, describe_foreign
 from ..version import CREATED_BY
 from .record import GeometryError
 from .views import Views

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import formats
-from ..formats import FormatError, Header
+from ..files import header as formats
+from ..files.header import FormatError, Header
 from ..latent_space import LatentSpace
 from .backbone import Backbone
 from .head import HeadConfig, PrismHead

@@ -7,8 +7,8 @@ nearest anchor's region. Nothing is trained: k-means and sums of squares.
 import torch
 from torch import Tensor
 
-from ..knn import knn
 from .coder import Code, Workspace
+from .knn import knn
 
 CPU_CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 16384

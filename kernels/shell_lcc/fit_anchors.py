@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kmeans import kmeans
 from .anchors import Anchors
 from .coder import chunks
+from .kmeans import kmeans
 
 # Tokens of prior evidence, at the global thickness, that a region starts with: thin regions lean on the whole.
 PRIOR_TOKENS = 32.0

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import formats
-from ..formats import FormatError, Header
+from ..files import header as formats
+from ..files.header import FormatError, Header
 from ..latent_space import LatentSpace
 from . import coder as streamed
 from .anchors import Anchors

@@ -8,7 +8,7 @@ differentiable by autograd and stores tokens x bases: use it to check, not to ru
 import torch
 from torch import Tensor
 
-from ..knn import knn_naive
+from .knn import knn_naive
 
 EPSILON = 1e-6
 

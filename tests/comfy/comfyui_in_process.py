@@ -40,7 +40,7 @@ class InProcessComfyUI:
         return self.nodes.NODE_CLASS_MAPPINGS[class_id]
 
     def module(self, name):
-        """A module of the pack, such as "kernels.formats", as the running nodes see it."""
+        """A module of the pack, such as "kernels.files.header", as the running nodes see it."""
         return importlib.import_module(f"{self.pack.__name__}.{name}")
 
     def run(self, class_id, /, extra_data=None, lists=None, **inputs):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainers.kernels import preference_records
+from trainers.kernels.files import preference_records
 from trainers.kernels.geometry import dense, view_files
 from trainers.kernels.geometry.heat_map import full_error, heat_map
 from trainers.kernels.geometry.record import CONSISTENT, INCONSISTENT, TRACKS, UNDETERMINED, GeometryRecord, score_of
@@ -353,7 +353,7 @@ def record(comfy, latent, **changes):
 
 
 def test_recorded_candidates_are_what_the_trainers_read(comfy, base_dir, candidates):
-    from trainers import latent_data
+    from trainers.latents import read as latent_data
 
     found = [s.record for s in (scored(), scored("static"), scored(breathing=0.3))]
     each = {"seeds": [1, 2, 3], "scores": [r.score for r in found], "geometry": [r.dumps() for r in found]}
@@ -382,7 +382,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(comfy, base_dir, candidates, mo
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(comfy.module("kernels.preference_records").os, "write", full)
+    monkeypatch.setattr(comfy.module("kernels.files.preference_records").os, "write", full)
     with pytest.raises(OSError, match=r"full.records\.jsonl: the record could not be written .*No space left"):
         record(comfy, candidates, name="full")
     monkeypatch.undo()

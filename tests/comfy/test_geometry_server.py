@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.kernels import preference_records
+from trainers.kernels.files import preference_records
 from trainers.kernels.geometry import view_files
 
 from .geometry_material import clip, views

@@ -44,7 +44,7 @@ def toy(comfy, models_dir):
 def dit():
     """The same transformer as trainers read it."""
     from benchmarks.toy_world import weights
-    from trainers import wan_dit
+    from trainers.wan import dit as wan_dit
 
     return wan_dit.load(weights.FOLDER / weights.DIT, last_block=7)
 
@@ -72,7 +72,7 @@ def score(comfy, toy, head, latent, model=None, **changes):
 def test_the_score_is_the_trainers(comfy, toy, head, latent, dit, models_dir):
     from trainers.kernels.latent_space import WAN21
     from trainers.kernels.prism import files
-    from trainers.prism_train import Scorer
+    from trainers.prism.train_loop import Scorer
 
     mean, clips, text = score(comfy, toy, head, latent)
     scorer = Scorer(dit, files.load(models_dir / "prism" / "toy.safetensors").head)

@@ -29,7 +29,7 @@ def close(a, b):
 def test_captions_give_the_same_embeddings(comfy, toy):
     _, clip, _, world = toy
     from benchmarks.toy_world import weights
-    from trainers import umt5
+    from trainers.wan import text_encoder as umt5
 
     encoder = umt5.load(weights.FOLDER / weights.TEXT)
     for text in (CAPTION, ""):
@@ -91,7 +91,7 @@ def test_the_vae_encodes_and_decodes_alike(comfy, toy):
 def manifold_path(models_dir, tmp_path_factory):
     """A manifold of the bundled latents, fitted headless, where ComfyUI looks for manifolds."""
     from benchmarks.toy_world import weights
-    from trainers import shell_lcc
+    from trainers.shell_lcc import cli as shell_lcc
 
     path = tmp_path_factory.mktemp("fit") / "toy.safetensors"
     latents = weights.FOLDER / weights.LATENTS

@@ -1,0 +1,138 @@
+"""The one file contract of this pack: safetensors with a header that says what the file is.
+
+Trainers write it, nodes read it. Every value of a safetensors header is a string:
+
+  format           "intrinsic_reward"
+  format_version   "1"
+  kind             "shell_lcc", "latents", ...
+  latent_space     JSON of kernels.latent_space.LatentSpace, with its means and stds: the file explains itself
+  config           JSON object: what the kind needs to be rebuilt (coder, sizes, ...)
+  metrics          JSON object: the figures measured when the file was made
+  provenance       JSON object: created_by, created, command, seed, data counts; no absolute paths
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..latent_space import LatentSpace
+from .atomic import write_atomic
+
+FORMAT = "intrinsic_reward"
+FORMAT_VERSION = 1
+
+KINDS = {
+    "shell_lcc": ("a Shell-LCC manifold", "python -m trainers.shell_lcc fit"),
+    "latents": ("a shard of encoded latents", "python -m trainers.encode"),
+    "texts": ("embedded prompts", "python -m trainers.prism cache"),
+    "prism_head": ("a PRISM head", "python -m trainers.prism train"),
+}
+
+
+class FormatError(ValueError):
+    """A file is not what its reader needs; the message names the file, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. See the module's docstring for each field."""
+
+    kind: str
+    latent_space: LatentSpace
+    config: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    provenance: dict = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def to_metadata(header: Header) -> dict[str, str]:
+    """The header as safetensors metadata."""
+    return {
+        "format": FORMAT,
+        "format_version": str(header.format_version),
+        "kind": header.kind,
+        "latent_space": header.latent_space.to_json(),
+        **{k: json.dumps(getattr(header, k), sort_keys=True) for k in ("config", "metrics", "provenance")},
+    }
+
+
+def parse_metadata(metadata: dict[str, str] | None, kind: str, path: str | Path) -> Header:
+    """Safetensors metadata -> Header. Raises FormatError unless it is `kind` in a version that we know."""
+    path, metadata = Path(path), metadata or {}
+    wanted, maker = KINDS[kind]
+    if metadata.get("format") != FORMAT:
+        found = f"format '{metadata['format']}'" if "format" in metadata else "no format entry"
+        raise FormatError(f"{path}: {found} in its header, so it is not {wanted}; make one with `{maker}`")
+    try:
+        version = int(metadata.get("format_version", ""))
+    except ValueError:
+        stated = metadata.get("format_version")
+        raise FormatError(f"{path}: format_version '{stated}' is not a number; make the file anew with `{maker}`") from None
+    if version > FORMAT_VERSION:
+        raise FormatError(f"{path}: written in version {version}, this pack reads up to {FORMAT_VERSION}; update the pack")
+    if metadata.get("kind") != kind:
+        found = KINDS.get(metadata.get("kind"), (f"of kind '{metadata.get('kind')}'",))[0]
+        raise FormatError(f"{path}: found {found}, expected {wanted}; make one with `{maker}`")
+    try:
+        space = LatentSpace.from_json(metadata["latent_space"])
+        config, metrics, provenance = (json.loads(metadata.get(k, "{}")) for k in ("config", "metrics", "provenance"))
+    except (KeyError, TypeError, ValueError) as e:
+        raise FormatError(f"{path}: its header is damaged ({type(e).__name__}: {e}); make the file anew with `{maker}`") from e
+    return Header(kind, space, config, metrics, provenance, version)
+
+
+def read_header(path: str | Path, kind: str) -> Header:
+    """The header alone; tensors stay on disk. Raises FormatError or FileNotFoundError."""
+    with _open(path) as f:
+        return parse_metadata(f.metadata(), kind, path)
+
+
+def read(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], Header]:
+    """All tensors and the header of a file of `kind`. Raises FormatError or FileNotFoundError."""
+    with _open(path, device) as f:
+        header = parse_metadata(f.metadata(), kind, path)
+        return {k: f.get_tensor(k) for k in f.keys()}, header  # noqa: SIM118 (not a mapping)
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
+    """Writes under a temporary name in the same folder and renames: a reader never sees half a file.
+
+    Raises OSError (naming the file) when the folder cannot be written or the disk is full.
+    """
+    # Deep copies: safetensors refuses tensors that share memory, and a view would drag its whole base into the file.
+    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    try:
+        write_atomic(path, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))
+    except SafetensorError as e:
+        raise OSError(f"{path}: could not be written ({e})") from e
+
+
+def describe_foreign(path: str | Path) -> str:
+    """A few words on what a file that is not safetensors seems to be, from its first bytes."""
+    with open(path, "rb") as f:
+        head = f.read(16)
+    if head[:2] == b"PK":
+        return "a zip archive, perhaps a PyTorch .pth or .pt checkpoint"
+    if head[:1] == b"\x80":
+        return "an old PyTorch checkpoint"
+    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3":
+        return "a video file"
+    if not head:
+        return "an empty file"
+    return "not a safetensors file, or a truncated one"
+
+
+def _open(path: str | Path, device: str | torch.device = "cpu"):
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
+    try:
+        return safe_open(path, framework="pt", device=str(device))
+    except SafetensorError as e:
+        found = describe_foreign(path)
+        raise FormatError(f"{path}: {found} ({e}); expected a complete safetensors file: copy or make it anew") from e

@@ -1,0 +1,176 @@
+"""Scores clips by the consistency of their geometry: without any weights, or from depth and poses where --geometry has them.
+
+OUTPUT/scores.jsonl has a line for each clip, written as soon as it is scored:
+
+  {"video": relative name, "file": [bytes, time of change], "geometry": null or [name, bytes, time of change],
+   "settings": digest, "seconds": s, "notes": [...], "record": {...}}       or "skipped": reason instead of "record"
+
+"record" is kernels.geometry.record's: score (0 to 1, higher is better), verdict, measurements with an "error" (lower is
+better), per-frame errors. A clip is read frame by frame at its own rate. Run again, clips that are scored are not scored
+anew unless their file or their geometry changed; skipped ones are tried again. report.json has the counts.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ..kernels.files.atomic import write_atomic
+from ..kernels.geometry.record import UNDETERMINED
+from ..running import results_log
+from ..running.identity import digest_of
+from ..running.inputs import expand
+from ..running.output import provenance
+from ..running.progress import Bar
+from ..scorers import depth_files
+from ..scorers.geometry import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
+from ..video.read import VIDEO_SUFFIXES
+from ..video.sizes import BUCKETS
+
+SCORES, REPORT = "scores.jsonl", "report.json"
+COLUMNS = ("error", "residual", "parallax", "motion", "lost", "mse", "depth_error")
+
+
+def add_arguments(parser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument("--videos", nargs="+", required=True, metavar="DIR_OR_GLOB", help="files, folders, patterns")
+    files.add_argument("--output", required=True, type=Path, metavar="DIR", help="for scores.jsonl and report.json")
+    files.add_argument(
+        "--geometry", type=Path, metavar="DIR", help="depth and poses: NAME.npz or NAME.safetensors for a clip NAME.mp4"
+    )
+    files.add_argument(
+        "--lpips", nargs="+", default=(), metavar="FILE", help="LPIPS (VGG) weights, one file or two, used with --geometry"
+    )
+    files.add_argument("--overwrite", action="store_true", help="forget what an earlier run left in --output")
+    clips = parser.add_argument_group("clips")
+    clips.add_argument("--frames", type=int, default=81, help="at most, from the start of each clip (default 81)")
+    clips.add_argument("--size", choices=list(BUCKETS), help="scale and crop to this size first (default: as it is)")
+    compute = parser.add_argument_group("computing")
+    compute.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: OpenCV where it is installed")
+    compute.add_argument("--jobs", type=int, default=0, help=f"processes (default: as many as cores, {MAX_JOBS} at most)")
+
+
+def run(args) -> int:
+    settings = settings_of(args)
+    clips = expand(args.videos, VIDEO_SUFFIXES, "videos")
+    tasks = {name: Task(name, path, settings, _geometry(args.geometry, name)) for name, path in clips.items()}
+    if args.geometry is not None and not any(t.geometry for t in tasks.values()):
+        raise ScoringError(
+            f"{args.geometry}: no file for any of the {len(tasks)} clips; expected such as "
+            f"{Path(next(iter(tasks))).with_suffix('.npz')}"
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
+    scores, report = args.output / SCORES, args.output / REPORT
+    if args.overwrite:
+        scores.unlink(missing_ok=True)
+        report.unlink(missing_ok=True)
+    described = settings.described()
+    digest = digest_of(described)
+    known = _known(scores)
+    _require_same(known.values(), digest, described, args.output)
+    done = {name: row for name, row in _reached(known, tasks, digest).items() if "record" in row}
+    todo = [task for name, task in tasks.items() if name not in done]
+    _write_report(report, tasks, done, described, args)
+    try:
+        with results_log.Log(scores) as log, Bar("scoring", len(todo), "clip") as bar:
+            with closing(results(todo, args.jobs)) as rows:
+                for row in rows:
+                    log.add(row | {"settings": digest})
+                    bar.add()
+    except (KeyboardInterrupt, ScoringError) as e:
+        reached = _reached(_known(scores), tasks, digest)
+        _write_report(report, tasks, reached, described, args)
+        said = f"{len(reached)} of {len(tasks)} clips done; run the same command again to go on"
+        raise type(e)(f"{e}; {said}" if str(e) else said) from e
+    known = _known(scores)
+    done = {name: known[name] for name in tasks}
+    _write_report(report, tasks, done, described, args)
+    # A clip scored anew has two lines by now, of which the last counts.
+    results_log.write(scores, [known[name] for name in sorted(known)])
+    rows = [done[name] for name in tasks]
+    print(table(rows))
+    counts = Counter(status(row) for row in rows)
+    print(f"{scores}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
+    return 1 if counts["skipped"] == len(rows) else 0
+
+
+def settings_of(args) -> GeometrySettings:
+    """Raises ValueError or FileNotFoundError for arguments or LPIPS files that cannot be used."""
+    if args.frames < 3:
+        raise ValueError(f"--frames must be 3 or more, got {args.frames}")
+    if args.jobs < 0:
+        raise ValueError(f"--jobs must be 0 (as many as cores) or more, got {args.jobs}")
+    if args.geometry is not None and not args.geometry.is_dir():
+        raise FileNotFoundError(f"{args.geometry}: no such folder of geometry")
+    if args.size and args.geometry is not None:
+        raise ValueError("--size does not go with --geometry: a cropped picture needs geometry of its own")
+    if args.lpips and args.geometry is None:
+        raise ValueError("--lpips is used with --geometry only: reprojection needs depth and poses")
+    if args.lpips:
+        # What is wrong with it is wrong with every clip.
+        load_lpips(tuple(args.lpips))
+    return GeometrySettings(args.frames, args.size, args.backend, tuple(args.lpips))
+
+
+def _known(scores: Path) -> dict[str, dict]:
+    return {row["video"]: row for row in results_log.read(scores) if "video" in row}
+
+
+def _reached(known: dict[str, dict], tasks: dict[str, Task], digest: str) -> dict[str, dict]:
+    return {name: known[name] for name, task in tasks.items() if is_current(known.get(name), task, digest)}
+
+
+def status(row: dict) -> str:
+    """A row's verdict, or "skipped"."""
+    return row["record"]["verdict"] if "record" in row else "skipped"
+
+
+def table(rows: Sequence[dict]) -> str:
+    """A line a clip: verdict, score and the measurements that any of them has; then the reasons of skipped ones."""
+    scored = [r for r in rows if "record" in r]
+    shown = [c for c in COLUMNS if any(r["record"]["measurements"].get(c) is not None for r in scored)]
+    lines = [("clip", "scorer", "verdict", "score", *shown)]
+    for row in scored:
+        record = row["record"]
+        figures = [record["measurements"].get(c) for c in shown]
+        score = "-" if record["verdict"] == UNDETERMINED else f"{record['score']:.3f}"
+        cells = ["-" if v is None else f"{v:.4g}" for v in figures]
+        lines.append((row["video"], record["scorer"], record["verdict"], score, *cells))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(f"{cell:<{w}}" if i < 3 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    return "\n".join([*(text if scored else []), *(f"skipped: {r['skipped']}" for r in rows if "skipped" in r)])
+
+
+def _geometry(folder: Path | None, name: str) -> Path | None:
+    return depth_files.find(folder, name) if folder is not None else None
+
+
+def _require_same(rows, digest: str, described: dict, output: Path) -> None:
+    if all(row.get("settings") == digest for row in rows):
+        return
+    try:
+        before = json.loads((output / REPORT).read_text(encoding="utf-8"))["settings"]
+        differing = ", ".join(f"{k} {before.get(k)} against {v}" for k, v in described.items() if before.get(k) != v)
+    except (OSError, ValueError, KeyError):
+        differing = ""
+    raise ScoringError(
+        f"{output / SCORES}: scored with other settings{f' ({differing})' if differing else ''}; give another --output, or "
+        "--overwrite to start afresh"
+    )
+
+
+def _write_report(path: Path, tasks: dict[str, Task], done: dict[str, dict], described: dict, args) -> None:
+    counts = Counter(status(row) for row in done.values())
+    report = {
+        "settings": described,
+        "provenance": provenance(args.argv, "trainers.geometry"),
+        "totals": {"clips": len(tasks), **dict(sorted(counts.items())), "not reached": len(tasks) - len(done)},
+        "skipped": {name: row["skipped"] for name, row in done.items() if "skipped" in row},
+        "notes": {name: row["notes"] for name, row in done.items() if row.get("notes")},
+        "seconds": round(sum(row["seconds"] for row in done.values()), 3),
+    }
+    write_atomic(path, lambda partial: Path(partial).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Latents on disk: reading clips from files, and the shards that encoders write."""

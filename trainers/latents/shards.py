@@ -1,0 +1,131 @@
+"""The folder of latent shards that `trainers.encode` fills: what is in it already, and the next shard to write.
+
+A shard is a file of kind "latents": one tensor per clip, [C, T, h, w], normalised. Its header's config holds
+
+  state     "normalised"
+  settings  what decides a clip's numbers: size, fps, frames, hdr, dtype, vae_dtype, tiling, vae (digest of its weights)
+  clips     {clip id: {source, video, window, start_frame, start_s, fps, frames, width, height}}; source: relative file name
+  videos    {video id: {source, clips, max_clips}} for each video that was finished in this shard
+
+A video id is made of name, size, time of change and settings, so a changed file is another video. A video may span
+shards; it is finished only when its id is in `videos`.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from torch import Tensor
+
+from ..kernels.files import header as formats
+from ..kernels.latent_space import LatentSpace
+
+PATTERN = re.compile(r"latents-(\d+)of(\d+)-(\d+)\.safetensors")
+
+
+class ShardError(ValueError):
+    """The output folder cannot be continued as asked."""
+
+
+@dataclass
+class Done:
+    """Clips and videos that the folder's shards hold; sources: {file name: video ids}."""
+
+    clips: set[str] = field(default_factory=set)
+    videos: dict[str, dict] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+
+    def has(self, video_id: str, max_clips: int) -> bool:
+        """Whether no more clips are to be made of this video; max_clips 0 means all there are."""
+        entry = self.videos.get(video_id)
+        if entry is None:
+            return False
+        whole = entry["max_clips"] == 0 or entry["clips"] < entry["max_clips"]
+        return whole or 0 < max_clips <= entry["max_clips"]
+
+
+def video_id(name: str, path: Path, settings: dict) -> str:
+    """16 hexadecimal digits that change with the file's name, size and time of change, and with the settings."""
+    stat = path.stat()
+    text = json.dumps([name, stat.st_size, stat.st_mtime_ns, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def clip_id(name: str, video: str, window: int) -> str:
+    """A readable id: the file's name without suffix, the video's id, the window's number."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).with_suffix("").as_posix(), flags=re.ASCII)
+    return f"{stem}-{video}-{window:04d}"
+
+
+def scan(folder: Path, settings: dict) -> Done:
+    """Reads the headers of the folder's shards. Raises ShardError when they were made with other settings.
+
+    Raises FormatError for a damaged shard.
+    """
+    done = Done()
+    for path in sorted(p for p in folder.glob("latents-*.safetensors") if PATTERN.fullmatch(p.name)):
+        config = formats.read_header(path, "latents").config
+        other = config.get("settings", {})
+        differing = [f"{k} {other.get(k)} against {v}" for k, v in settings.items() if other.get(k) != v]
+        if differing:
+            raise ShardError(
+                f"{path}: made with other settings ({', '.join(differing)}); "
+                "give another --output, or --overwrite to start afresh"
+            )
+        done.clips.update(config["clips"])
+        done.videos.update(config["videos"])
+        for clip in config["clips"].values():
+            done.sources.setdefault(clip["source"], set()).add(clip["video"])
+    return done
+
+
+def remove(folder: Path, index: int, count: int) -> None:
+    """Deletes this process's share of the folder's shards: all of them once every process of `count` has done so."""
+    for path in sorted(folder.glob("latents-*.safetensors")):
+        found = PATTERN.fullmatch(path.name)
+        if found and int(found[1]) % count == index:
+            path.unlink()
+
+
+@dataclass
+class Writer:
+    """Collects clips and writes a shard whenever `size` of them are there. index, count: this process among processes."""
+
+    folder: Path
+    space: LatentSpace
+    settings: dict
+    provenance: dict
+    index: int = 0
+    count: int = 1
+    size: int = 32
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    clips: dict[str, dict] = field(default_factory=dict)
+    videos: dict[str, dict] = field(default_factory=dict)
+
+    def add(self, clip: str, z: Tensor, entry: dict) -> None:
+        self.tensors[clip], self.clips[clip] = z, entry
+        if len(self.tensors) >= self.size:
+            self.flush()
+
+    def finish_video(self, video: str, entry: dict) -> None:
+        self.videos[video] = entry
+
+    def flush(self) -> None:
+        """Writes what is there, if anything. Raises OSError."""
+        if not self.tensors and not self.videos:
+            return
+        config = {"state": "normalised", "settings": self.settings, "clips": self.clips, "videos": self.videos}
+        provenance = self.provenance | {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "clips": len(self.clips),
+        }
+        formats.write(self._next(), self.tensors, formats.Header("latents", self.space, config, {}, provenance))
+        self.tensors, self.clips, self.videos = {}, {}, {}
+
+    def _next(self) -> Path:
+        found = (PATTERN.fullmatch(p.name) for p in self.folder.glob("latents-*"))
+        numbers = [int(m[3]) for m in found if m and int(m[1]) == self.index]
+        return self.folder / f"latents-{self.index:03d}of{self.count:03d}-{max(numbers, default=-1) + 1:05d}.safetensors"

@@ -1,0 +1,83 @@
+"""Pairs as a picture: first, middle and last frame of the winner, then of the loser, with their figures above."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..preferences import clips as pair_latents
+from ..preferences.clips import BAD_CLIP
+from ..preferences.groups import Candidate, Group
+from ..video.frames import read_frames
+from ..video.read import Source
+from ..wan.vae import WanVae
+from .ranking import Ranked
+from .scores import Scores
+
+HEIGHT, LINE, MARGIN = 96, 14, 6
+MAX_FRAMES = 81
+FRAME = {"winner": (20, 130, 60), "loser": (190, 40, 40)}
+
+
+def draw(pairs: Sequence[tuple[Group, Ranked]], scores: Scores, vae: WanVae | None) -> Image.Image:
+    """A row for each pair. vae: decodes clips that are latents alone; needed where there are such."""
+    rows = [_row(group, pair, scores, vae) for group, pair in pairs]
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def _row(group: Group, pair: Ranked, scores: Scores, vae: WanVae | None) -> Image.Image:
+    by_name = {c.name: c for c in group.candidates}
+    strips = [_strip(by_name[name], vae) for name in (pair.winner, pair.loser)]
+    width = sum(s.width for s in strips) + 3 * MARGIN
+    row = Image.new("RGB", (width, 3 * LINE + HEIGHT + 2 * MARGIN), "white")
+    pen = ImageDraw.Draw(row)
+    pen.text((MARGIN, 1), _ascii(f"{group.name}: {group.prompt}"), fill="black")
+    left = MARGIN
+    for (role, colour), name, strip in zip(FRAME.items(), (pair.winner, pair.loser), strips, strict=True):
+        lines = (f"{role} {by_name[name].path.name}", _figures(name, scores))
+        for i, line in enumerate(lines):
+            pen.text((left, 1 + (i + 1) * LINE), _ascii(line), fill=colour)
+        row.paste(strip, (left, 3 * LINE + MARGIN))
+        left += strip.width + MARGIN
+    return row
+
+
+def _strip(candidate: Candidate, vae: WanVae | None) -> Image.Image:
+    try:
+        frames = _frames(candidate, vae)
+    except BAD_CLIP:
+        # It was scored from a record, or changed since: the row shows that it could not be seen.
+        frames = torch.full((1, HEIGHT, HEIGHT, 3), 128, dtype=torch.uint8)
+    chosen = [frames[i] for i in (0, len(frames) // 2, len(frames) - 1)]
+    width = max(1, round(frames.shape[2] * HEIGHT / frames.shape[1]))
+    strip = Image.new("RGB", (3 * width, HEIGHT))
+    for i, frame in enumerate(chosen):
+        picture = Image.fromarray(frame.contiguous().numpy()).resize((width, HEIGHT), Image.Resampling.BICUBIC)
+        strip.paste(picture, (i * width, 0))
+    return strip
+
+
+def _frames(candidate: Candidate, vae: WanVae | None) -> Tensor:
+    if candidate.video is not None:
+        return read_frames(candidate.video, Source(candidate.name), MAX_FRAMES)
+    return pair_latents.frames_of(candidate.latents, vae)
+
+
+def _figures(name: str, scores: Scores) -> str:
+    figures = [f"{scorer} {values[name]:.3f}" for scorer, values in scores.values.items()]
+    record = scores.records.get(name)
+    if record is not None:
+        measured = record.measurements
+        figures += [f"{k} {measured[k]:.3g}" for k in ("error", "parallax", "motion", "lost", "mse") if k in measured]
+    return "  ".join(figures)
+
+
+def _ascii(text: str) -> str:
+    # The font that every Pillow has knows no more.
+    return text.encode("ascii", "replace").decode()

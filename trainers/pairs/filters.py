@@ -1,0 +1,121 @@
+"""Whether a clip may take part, and whether one may win over another: each filter a function that gives its reason.
+
+Filters read geometry records, of tracks (kernels.geometry.tracks) or of depth and poses (kernels.geometry.dense). What a
+record does not hold is not asked of it: a dense one has no parallax and no tracks, and its motion is its translation.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..kernels.geometry.record import INCONSISTENT, UNDETERMINED, GeometryRecord
+
+
+class Rejection(NamedTuple):
+    """filter: its name, for counting; reason: one sentence with the figures."""
+
+    filter: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """gate: undetermined clips neither win nor lose; motion: winner's over loser's; parallax: winner's over loser's, at least;
+    gap: (loser's error - winner's) / loser's, at least; max_error: of a winner, None: its verdict must not be inconsistent;
+    lost: share of lost tracks, at most; margin: combined scores must differ by more, in standard deviations of the group."""
+
+    gate: bool = True
+    motion: tuple[float, float] = (0.5, 2.0)
+    parallax: float = 0.7
+    gap: float = 0.2
+    max_error: float | None = None
+    lost: float = 0.2
+    margin: float = 0.0
+
+
+def of_candidate(record: GeometryRecord, limits: Limits) -> Rejection | None:
+    """Why a clip may neither win nor lose, or None."""
+    return (gate(record) if limits.gate else None) or lost_tracks(record, limits.lost)
+
+
+def of_pair(winner: GeometryRecord, loser: GeometryRecord, limits: Limits) -> Rejection | None:
+    """Why one clip may not win over another, or None."""
+    return (
+        matched_motion(winner, loser, *limits.motion)
+        or enough_parallax(winner, loser, limits.parallax)
+        or relative_gap(winner, loser, limits.gap)
+        or good_enough(winner, limits.max_error)
+    )
+
+
+def gate(record: GeometryRecord) -> Rejection | None:
+    """Clips whose geometry cannot be judged."""
+    if record.verdict != UNDETERMINED:
+        return None
+    return Rejection("gate", f"undetermined: {record.reason}")
+
+
+def lost_tracks(record: GeometryRecord, most: float) -> Rejection | None:
+    """Hard cuts and clips that fall apart lose tracks, and what is left of them may fit well."""
+    lost = record.measurements.get("lost", math.nan)
+    if not lost > most:
+        return None
+    return Rejection("lost tracks", f"{lost:.0%} of tracks lost, at most {most:.0%}")
+
+
+def matched_motion(winner: GeometryRecord, loser: GeometryRecord, low: float, high: float) -> Rejection | None:
+    """Whoever moves less errs less: slow against fast says nothing."""
+    ratio = _ratio(motion(winner), motion(loser))
+    if math.isnan(ratio) or low <= ratio <= high:
+        return None
+    return Rejection(
+        "matched motion", f"the winner moves {ratio:.2f} times as much as the loser, expected {low:g} to {high:g}"
+    )
+
+
+def enough_parallax(winner: GeometryRecord, loser: GeometryRecord, least: float) -> Rejection | None:
+    """A winner with less parallax than its loser may only have been harder to catch."""
+    ratio = _ratio(*(r.measurements.get("parallax", math.nan) for r in (winner, loser)))
+    if math.isnan(ratio) or ratio >= least:
+        return None
+    return Rejection("parallax", f"the winner has {ratio:.2f} times the loser's parallax, at least {least:g}")
+
+
+def relative_gap(winner: GeometryRecord, loser: GeometryRecord, least: float) -> Rejection | None:
+    """least 0 switches this off: then a winner by other scores may have the larger error."""
+    found = gap(winner, loser)
+    if least <= 0 or found >= least:
+        return None
+    return Rejection("relative gap", f"the winner's error is {found:.0%} below the loser's, at least {least:.0%}")
+
+
+def good_enough(winner: GeometryRecord, max_error: float | None) -> Rejection | None:
+    """The better of two bad clips is no example to follow."""
+    if max_error is None:
+        if winner.verdict != INCONSISTENT:
+            return None
+        return Rejection("winner's error", f"the winner is inconsistent itself (error {winner.error:.4g})")
+    if winner.error <= max_error:
+        return None
+    return Rejection("winner's error", f"the winner's error is {winner.error:.4g}, at most {max_error:g}")
+
+
+def gap(winner: GeometryRecord, loser: GeometryRecord) -> float:
+    """(loser's error - winner's) / loser's: 1 is perfect, 0 a tie, negative where the loser errs less."""
+    if math.isinf(loser.error):
+        return 0.0 if math.isinf(winner.error) else 1.0
+    if loser.error == 0:
+        return 0.0 if winner.error == 0 else -math.inf
+    return (loser.error - winner.error) / loser.error
+
+
+def motion(record: GeometryRecord) -> float:
+    """The record's motion, NaN where it has none."""
+    found = record.measurements
+    return found.get("motion", found.get("translation", math.nan))
+
+
+def _ratio(a: float, b: float) -> float:
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.nan
+    return a / b if b > 0 else (1.0 if a == 0 else math.inf)

@@ -1,0 +1,76 @@
+"""The manifest of preference pairs, and winners and losers read from it or from any table of trainers.preferences.tables.
+
+pairs.jsonl has a line for each pair: {"prompt", "a": winner's file, "b": loser's file, "preference": "a", or an object of
+"a", "b" or "tie" by dimension, "scores_a", "scores_b": {scorer: number}, "group", "seed_a", "seed_b",
+"margin", "gap"}. Files are relative to the manifest.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..kernels.files.atomic import write_atomic
+from ..kernels.prism.preference_loss import LOSS, TIE
+from ..running import results_log as geometry_log
+from . import tables as prism_pairs
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two clips of one prompt. scores: {"winner" or "loser": {scorer: number}}, empty where the table has none."""
+
+    prompt: str
+    winner: Path
+    loser: Path
+    scores: dict[str, dict[str, float]]
+
+
+def read(path: str | Path, root: str | Path | None = None, dimension: str | None = None) -> list[PreferencePair]:
+    """The decided pairs of a manifest, a table or a folder of preference records, in order; ties are left out.
+
+    dimension: by which one is the winner; None: "overall" where there is such a one, else the only one. Raises PairsError,
+    RecordError or FileNotFoundError.
+    """
+    pairs = prism_pairs.read(path, root)
+    known = sorted({d for p in pairs for d in p.outcome})
+    if dimension is None:
+        dimension = OVERALL if OVERALL in known else known[0]
+        if dimension != OVERALL and len(known) > 1:
+            raise prism_pairs.PairsError(f"{path}: has the dimensions {', '.join(known)}; say which of them decides")
+    if dimension not in known:
+        raise prism_pairs.PairsError(f"{path}: no dimension '{dimension}'; it has {', '.join(known)}")
+    found = []
+    for pair in pairs:
+        outcome = pair.outcome.get(dimension, TIE)
+        if outcome == TIE:
+            continue
+        sides, names = (pair.a, pair.b), ("a", "b")
+        if outcome == LOSS:
+            sides, names = sides[::-1], names[::-1]
+        scores = {role: pair.scores[n] for role, n in zip(("winner", "loser"), names, strict=True) if n in pair.scores}
+        found.append(PreferencePair(pair.prompt, *sides, scores))
+    return found
+
+
+def write(path: Path, rows: Iterable[dict]) -> None:
+    """All rows, their "a" and "b" being Paths, whole or not at all. Raises OSError."""
+    geometry_log.write(path, [row | {side: relative(row[side], path.parent) for side in "ab"} for row in rows])
+
+
+def write_report(path: Path, report: dict) -> None:
+    """A JSON object, whole or not at all. Raises OSError."""
+    text = json.dumps(report, indent=1) + "\n"
+    write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+def relative(file: Path, folder: Path) -> str:
+    """A file as seen from a folder, so that both can be moved together; as it is where no way leads there (Windows drives)."""
+    try:
+        # A link among the folders would lead ".." astray; the file itself may be one.
+        return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
+    except ValueError:
+        return file.resolve().as_posix()

@@ -1,0 +1,160 @@
+"""Samples several seeds of every prompt and keeps what a head will meet: the states on the way, and the finished latent.
+
+Prompts come embedded, as a file of kind "texts". Each prompt has noise of its own and a shard of its own, so a run that was
+cut off goes on with the next one. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to
+`label`.
+"""
+
+import argparse
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+
+from ..kernels.files import header as formats
+from ..kernels.latent_space import WAN21
+from ..running import device as shell_lcc_device
+from ..running.device import DTYPES
+from ..running.output import provenance
+from ..running.progress import Bar
+from ..wan import dit as wan_dit
+from ..wan import sampling as wan_sampling
+from ..wan.prompts import write_embeddings
+from . import data as prism_data
+
+LEVELS = (0.99, 0.97, 0.93, 0.85, 0.7)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--backbone", required=True, metavar="FILE_OR_DIR", help="Wan .safetensors or diffusers folder")
+    parser.add_argument("--texts", required=True, metavar="FILE", help="embedded prompts, a file of kind texts")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--negative", metavar="ID", help="which of the texts is the negative prompt (default: no words)")
+    parser.add_argument("--seeds", type=int, default=8, help="runs a prompt (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other runs (default 0)")
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--frames", type=int, default=81, help="4n+1 (default 81)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shift", type=float, default=8.0)
+    parser.add_argument("--cfg", type=float, default=6.0)
+    parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="noise levels at which to keep the state")
+    parser.add_argument(
+        "--part",
+        type=_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="sample every N-th prompt from the I-th, so that N share the work",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def run(args) -> int:
+    _check(args)
+    texts, header = formats.read(args.texts, "texts")
+    prompts = sorted(k for k in texts if k != args.negative)
+    if not prompts:
+        raise ValueError(f"{args.texts}: no prompt in it beside the negative one")
+    if args.negative is not None and args.negative not in texts:
+        raise ValueError(f"{args.texts}: no text '{args.negative}' in it to be the negative one")
+    device = shell_lcc_device.pick_device(args.device)
+    dit = wan_dit.load(args.backbone, None, DTYPES[args.backbone_dtype], device)
+    path = wan_sampling.sigmas(args.steps, args.shift).tolist()
+    kept = steps_of(path, args.levels)
+    width = next(iter(texts.values())).shape[1]
+    negative = texts[args.negative].float() if args.negative else torch.zeros(0, width)
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "backbone": dit.backbone.to_json(), "steps": args.steps, "shift": args.shift, "cfg": args.cfg,
+        "size": [args.width, args.height, args.frames], "seeds": args.seeds, "seed": args.seed,
+    }  # fmt: skip
+    mine = prompts[args.part[0] - 1 :: args.part[1]]
+    with Bar("sampling", len(mine) * args.seeds, "run") as bar:
+        for prompt in mine:
+            target = args.output / f"latents-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors"
+            if target.exists():
+                _require_same(target, settings)
+                bar.add_many(args.seeds)
+                continue
+            tensors, clips, first = {}, {}, first_seed(prompt, args.seed)
+            for start in range(0, args.seeds, args.batch):
+                seeds = [first + i for i in range(start, min(start + args.batch, args.seeds))]
+                for seed, states in zip(seeds, _runs(dit, texts[prompt], negative, seeds, path, kept, args), strict=True):
+                    name = f"{prompt}-{seed}"
+                    for sigma, z in states.items():
+                        key = name if sigma is None else f"{name}@{sigma:.4f}"
+                        tensors[key] = z.half()
+                        entry = {"run": name, "prompt": prompt, "sigma": sigma, "seed": seed, "source": name, "video": name}
+                        clips[key] = entry
+                bar.add_many(len(seeds))
+            config = {"state": "normalised", "settings": settings, "clips": clips, "videos": {}}
+            notes = provenance(args.argv, "trainers.prism")
+            formats.write(target, tensors, formats.Header("latents", WAN21, config, {}, notes))
+    if Path(args.texts).resolve() != (args.output / prism_data.TEXTS).resolve():
+        said = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
+        kept_texts = {p: texts[p] for p in prompts}
+        write_embeddings(args.output / prism_data.TEXTS, kept_texts, header.latent_space, header.provenance, said)
+    levels = ", ".join(f"{s:.3f}" for s in kept.values())
+    print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {levels}")
+    return 0
+
+
+def first_seed(prompt: str, seed: int) -> int:
+    """The seed of a prompt's first run; the others follow.
+
+    Prompts share no noise, else a head would learn by heart which of a handful of noises turns out well.
+    """
+    return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:8], 16)
+
+
+def steps_of(path: list[float], levels) -> dict[int, float]:
+    """{step: its noise level}: for each wanted level the first step that starts no noisier, from step 1 on."""
+    last = len(path) - 1
+    steps = {next((k for k in range(1, last) if path[k] <= level + 1e-6), last - 1) for level in levels}
+    return {k: path[k] for k in sorted(steps)}
+
+
+def _runs(dit, words, negative, seeds, path, kept: dict[int, float], args) -> list[dict]:
+    """For each seed {sigma: its state, None: the finished latent}."""
+    denoiser = wan_sampling.Denoiser(dit.model, [words.float()] * len(seeds), negative, args.cfg)
+    shape = (dit.model.config.in_channels, (args.frames - 1) // 4 + 1, args.height // 8, args.width // 8)
+    states = [{} for _ in seeds]
+
+    def watch(x, sigma: float, step: int) -> None:
+        if step in kept:
+            for one, z in zip(states, x, strict=True):
+                one[round(sigma, 6)] = z.cpu()
+
+    z = wan_sampling.euler(denoiser, wan_sampling.noise(shape, seeds), path, watch=watch)
+    if not bool(torch.isfinite(z).all()):
+        raise ValueError(f"seeds {seeds}: sampling gave NaN or infinite values; try --backbone_dtype float32")
+    for one, finished in zip(states, z, strict=True):
+        one[None] = finished.cpu()
+    return states
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part: expected I/N such as 1/2")
+    return int(number), int(count)
+
+
+def _require_same(path: Path, settings: dict) -> None:
+    other = formats.read_header(path, "latents").config.get("settings", {})
+    differing = [k for k in settings if other.get(k) != settings[k]]
+    if differing:
+        raise ValueError(f"{path}: made with another {differing[0]}; give another --output")
+
+
+def _check(args) -> None:
+    for name in ("seeds", "steps", "batch"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.frames % 4 != 1 or args.width % 16 or args.height % 16:
+        raise ValueError(f"{args.width}x{args.height}, {args.frames} frames: sizes must be multiples of 16, frames 4n+1")
+    if not math.isfinite(args.shift) or args.shift <= 0:
+        raise ValueError(f"--shift must be above 0, got {args.shift}")

@@ -1,0 +1,25 @@
+"""Digests of files and settings, by which a resumed run knows what is still current."""
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def identity(path: Path) -> list[int]:
+    """What changes when a file does: bytes and time of change in ns."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def digest_of(described: dict) -> str:
+    """16 hexadecimal digits of settings."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    with open(path, "rb") as f:
+        digest = hashlib.sha256()
+        while block := f.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Results of a long run, one JSON object a line, each on disk before the next is begun.
+
+A run that is killed loses at most the line that it was writing: that torn line is dropped when the file is read again.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..kernels.files.atomic import write_atomic
+
+
+class LogError(ValueError):
+    """A file of results is damaged; the message names it and the line."""
+
+
+def read(path: str | Path) -> list[dict]:
+    """The objects of a file in its order, without a torn last line; none where there is no file. Raises LogError."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(_whole_lines(path).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, expected an object")
+        except ValueError as e:
+            raise LogError(f"{path}, line {number}: damaged ({e}); take the line out, or start afresh with --overwrite") from e
+        rows.append(row)
+    return rows
+
+
+def write(path: str | Path, rows: Iterable[dict]) -> None:
+    """All rows at once, whole or not at all. Raises OSError."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+class Log:
+    """A file that rows are added to. Opening it takes a torn last line away. Raises OSError."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.is_file():
+            whole = len(_whole_lines(self.path))
+            if whole < self.path.stat().st_size:
+                os.truncate(self.path, whole)
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def add(self, row: dict) -> None:
+        """Returns when the row is on disk. Raises OSError naming the file; then none of the row is in it."""
+        data, before = (json.dumps(row) + "\n").encode(), os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(data) != len(data):
+                raise OSError("the disk took only a part of the line: is it full?")
+            os.fsync(self.file.fileno())
+        except OSError as e:
+            self.file.truncate(before)
+            raise OSError(f"{self.path}: could not be written ({e.strerror or e})") from e
+
+
+def _whole_lines(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]

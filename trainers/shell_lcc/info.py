@@ -1,0 +1,56 @@
+"""Prints what a manifold file says of itself: sizes, calibration, figures and where it comes from."""
+
+from pathlib import Path
+
+from ..kernels.shell_lcc.manifold import ShellManifold, load
+from ..running.output import table
+from .arguments import metrics_rows
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("manifold", metavar="FILE", help="a manifold made by `fit` or `import`")
+
+
+def run(args) -> int:
+    path = Path(args.manifold)
+    print(describe(load(path), path))
+    return 0
+
+
+def describe(manifold: ShellManifold, path: Path) -> str:
+    """The text of `info`, a block of aligned rows for each part."""
+    space = manifold.space
+    values = sum(t.numel() for t in manifold.coder.state_dict().values())
+    blocks = [
+        table(
+            [
+                ("file", f"{path.name}, {path.stat().st_size / 1e6:.2f} MB"),
+                ("latent space", f"{space.id}: {space.channels} channels, 1 / {space.spatial_stride} of the pixels"),
+                *((k.replace("_", " "), v) for k, v in manifold.coder.config().items()),
+                ("values in all", values),
+            ],
+            "Shell-LCC manifold",
+        )
+    ]
+    if manifold.calibration is None:
+        blocks.append("Calibration\n  none: scores have no percentile and there is no band; the radius is the nominal 1")
+    else:
+        low, high = manifold.band
+        blocks.append(
+            table([("radius", manifold.radius), ("band (5-95 %)", f"{low:.4f} to {high:.4f}")], "Calibration")
+        )
+    if manifold.metrics:
+        fit = manifold.metrics.get("fit", {})
+        rows = metrics_rows(manifold.metrics) + [(f"fit: {k.replace('_', ' ')}", v) for k, v in fit.items()]
+        blocks.append(table(rows, "Held-out figures"))
+    if manifold.provenance:
+        rows = [(k.replace("_", " "), _short(v)) for k, v in manifold.provenance.items() if v != []]
+        blocks.append(table(rows, "Provenance"))
+    return "\n\n".join(blocks)
+
+
+def _short(value: object, limit: int = 8) -> object:
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:limit]))
+        return shown + (f" and {len(value) - limit} more" if len(value) > limit else "")
+    return value

@@ -1,0 +1,1 @@
+"""Video files: decoding, sampling in time, sizes and tone mapping."""

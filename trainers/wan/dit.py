@@ -1,0 +1,178 @@
+"""A Wan transformer cut after a block, for its features: from ComfyUI's single file or from a diffusers folder.
+
+Sizes are read off the tensors' shapes; nothing is asked of any hub. Only the blocks that are needed are read from disk.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..kernels.files import header as formats
+from ..kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
+from . import scaled_fp8
+from .dit_keys import of_text_to_video, to_diffusers, without_blocks_after
+from .text_padding import use_bias
+
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
+
+
+class DitError(ValueError):
+    """A file is no Wan transformer that features can be read from; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class WanDit:
+    """model: diffusers' WanTransformer3DModel with the first blocks only, frozen; backbone: what the whole one is."""
+
+    model: torch.nn.Module
+    backbone: Backbone
+    name: str
+
+    @torch.no_grad()
+    def features(
+        self, x: Tensor, sigma: Tensor, text: Tensor, taps: Sequence[int], bias: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """What a PRISM head reads: visual tokens [B, N, width] after each block of `taps`, embedded text [B, L, width].
+
+        x: noisy latents [B, C, T, H, W], normalised; sigma: [B] in 0..1; text: the encoder's output [B, L, text width],
+        padded with zeros to 512 as Wan has it, or folded: then with the bias that `wan_text_padding.fold` gave.
+        """
+        m = self.model
+        use_bias(m, bias)
+        rotary = m.rope(x)
+        hidden = m.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
+        _, projection, words, _ = m.condition_embedder(1000.0 * sigma, text, None)
+        projection = projection.unflatten(1, (6, -1))
+        seen = []
+        for i in range(max(taps) + 1):
+            hidden = m.blocks[i](hidden, words, projection, rotary)
+            if i in taps:
+                seen.append(hidden)
+        return seen, words
+
+
+def load(
+    path: str | Path, last_block: int | None = None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> WanDit:
+    """The transformer up to block `last_block` (None: all). Raises DitError or FileNotFoundError naming the file."""
+    path = Path(path)
+    if path.is_dir():
+        config, state, backbone = _from_folder(path, last_block)
+    elif path.is_file():
+        config, state, backbone = _from_file(path, last_block, dtype)
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
+    return WanDit(_build(config, state, dtype, path).to(device), backbone, path.stem)
+
+
+def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> dict:
+    """WanTransformer3DModel's configuration, read off the shapes of an original-layout state dict. Raises DitError."""
+    try:
+        width, channels, *patch = shapes["patch_embedding.weight"]
+        layers = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks."))
+        config = {
+            "patch_size": tuple(patch), "num_attention_heads": width // 128, "attention_head_dim": 128,
+            "in_channels": channels, "out_channels": shapes["head.head.weight"][0] // (patch[0] * patch[1] * patch[2]),
+            "text_dim": shapes["text_embedding.0.weight"][1], "freq_dim": shapes["time_embedding.0.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.0.weight"][0], "num_layers": layers,
+            "cross_attn_norm": "blocks.0.norm3.weight" in shapes, "qk_norm": "rms_norm_across_heads", "eps": 1e-6,
+            "rope_max_seq_len": 1024,
+        }  # fmt: skip
+    except (KeyError, ValueError) as e:
+        raise DitError(f"{source}: not a complete Wan transformer in the original layout ({type(e).__name__}: {e})") from e
+    if width % 128:
+        raise DitError(f"{source}: a width of {width}, which no head size of 128 divides; give its diffusers folder")
+    if "img_emb.proj.1.weight" in shapes:
+        config |= {"image_dim": shapes["img_emb.proj.1.weight"][1], "added_kv_proj_dim": width}
+        if "img_emb.emb_pos" in shapes:
+            config["pos_embed_seq_len"] = shapes["img_emb.emb_pos"][1]
+    return config
+
+
+def _from_file(
+    path: Path, last_block: int | None, dtype: torch.dtype
+) -> tuple[dict, dict[str, Tensor], Backbone]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            keys = list(f.keys())
+            prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
+            if prefix is None:
+                raise DitError(f"{path}: no patch_embedding.weight in it, so it is no Wan transformer")
+            names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
+            shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
+            config = read_config(shapes, path)
+            last = _last(config["num_layers"], last_block, path)
+            state = {n: _read(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
+    except SafetensorError:
+        raise DitError(f"{path}: {formats.describe_foreign(path)}; a Wan transformer comes as .safetensors") from None
+    whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
+    backbone = of_wan(whole)
+    return config | {"num_layers": last + 1}, {to_diffusers(n): t for n, t in state.items()}, backbone
+
+
+def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
+    if (path / "transformer_2").is_dir():
+        raise DitError(
+            f"{path}: has two experts (Wan 2.2 A14B), and a head belongs to one: give {path / 'transformer'} for high noise "
+            f"or {path / 'transformer_2'} for low noise, and to `train` the --levels that it owns"
+        )
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DitError(f"{folder}: no readable config.json ({e}); expected a diffusers transformer folder") from e
+    if config.get("_class_name") != "WanTransformer3DModel":
+        raise DitError(f"{folder}: a {config.get('_class_name')}, expected a WanTransformer3DModel")
+    depth = config["num_layers"]
+    last = _last(depth, last_block, folder)
+    original = of_text_to_video(depth)
+    state, named = {}, {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as f:
+            for key in f.keys():  # noqa: SIM118 (not a mapping)
+                beyond = key.startswith("blocks.") and int(key.split(".")[1]) > last
+                name = original.get(key, key)
+                if not beyond:
+                    state[key] = f.get_tensor(key)
+                needed = not beyond and name in (*FINGERPRINT_TENSORS, "text_embedding.0.weight")
+                named[name] = state[key] if needed else torch.empty(f.get_slice(key).get_shape(), device="meta")
+    if not state:
+        raise DitError(f"{folder}: no .safetensors in it")
+    known = {k: v for k, v in config.items() if not k.startswith("_")}
+    return known | {"num_layers": last + 1}, state, of_wan(named)
+
+
+def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: Path) -> torch.nn.Module:
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**config)
+    kept = model._keep_in_fp32_modules or []
+    state = {k: v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    if missing or unexpected:
+        lacks = f"lacks {missing[0]}" if missing else f"has {unexpected[0]} too many"
+        raise DitError(f"{source}: {lacks}, so it is a variant of Wan that features cannot be read from yet")
+    # Not part of a state dict, so still on the meta device.
+    model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), config["rope_max_seq_len"])
+    return model.train(False).requires_grad_(False)
+
+
+def _read(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
+    tensor = scaled_fp8.read(f, key, keys)
+    # Blocks at once, lest all of them lie in memory in fp32; what the fingerprint reads stays exact.
+    rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
+    return tensor.to(dtype) if rounded else tensor
+
+
+def _last(depth: int, wanted: int | None, source: Path) -> int:
+    if wanted is None:
+        return depth - 1
+    if not 0 <= wanted < depth:
+        raise DitError(f"{source}: has blocks 0 to {depth - 1}, so block {wanted} cannot be tapped")
+    return wanted
