@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.version import CREATED_BY
@@ -137,10 +138,7 @@ def read_clips(videos: list[str], per_video: int = 4) -> list[Tensor]:
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.mini_vae", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("benchmarks.mini_vae", __doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write, .safetensors")
     parser.add_argument("--videos", nargs="+", metavar="DIR_OR_GLOB", help="clips to train on and to calibrate with")
     parser.add_argument("--train_steps", type=int, default=0, help="0 (default): random weights, calibrated")

@@ -8,23 +8,17 @@ On CUDA the share of one transformer step of the real Wan2.1-1.3B shape (random 
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from benchmarks.speed_and_memory import MIB, extra_peak, median_speedup, timed, timed_in_turn
 from trainers.kernels.shell_lcc import coder as streamed
 from trainers.kernels.shell_lcc import naive
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.predictor import Predictor
 from trainers.kernels.shell_lcc.pull import project
-
-MIB = 1 << 20
 
 
 def contestants(z: torch.Tensor, bases: int, hidden: int) -> dict[str, Callable[[], object]]:
@@ -41,44 +35,6 @@ def contestants(z: torch.Tensor, bases: int, hidden: int) -> dict[str, Callable[
         "anchors value+gradient": lambda: streamed.distance_and_gradient(anchors, z),
         "anchors project": lambda: project(anchors, z, 1.0, 1.0, 1.0, 0.2),
     }
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def extra_peak(call: Callable[[], object], device: torch.device) -> float:
-    """Bytes by which one call raises the peak above what is held before it; nan where the system does not tell."""
-    gc.collect()
-    if sys.platform == "linux":
-        # What the C library keeps of an earlier call would hide this one's need.
-        ctypes.CDLL(None).malloc_trim(0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return float("nan")
-    # Writing 5 sets the peak back to what is resident now.
-    reset.write_text("5")
-    before = resident(status, "VmRSS")
-    call()
-    return resident(status, "VmHWM") - before
-
-
-def resident(status: Path, field: str) -> int:
-    """Bytes in one line of /proc/self/status."""
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) << 10
 
 
 def wan_step_seconds(tokens: tuple[int, int, int], repeats: int) -> float:
@@ -101,10 +57,7 @@ def measure(shape: tuple[int, int, int], device: torch.device, args: argparse.Na
     z = torch.randn(n, 16, generator=torch.Generator().manual_seed(1)).to(device)
     calls = contestants(z, args.bases, args.hidden)
     memory = {name: extra_peak(call, device) for name, call in calls.items()}
-    seconds = {name: [] for name in calls}
-    for _ in range(args.repeats):
-        for name, call in calls.items():
-            seconds[name].append(timed(call, device))
+    seconds = timed_in_turn(calls, device, args.repeats)
     reference, fast = (calls[n]() for n in list(calls)[:2])
     gap = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(reference, fast, strict=True))
     print(f"largest relative difference of predictor value and gradient from the reference: {gap:.1e}")
@@ -113,7 +66,7 @@ def measure(shape: tuple[int, int, int], device: torch.device, args: argparse.Na
         {
             "name": name,
             "seconds": statistics.median(seconds[name]),
-            "faster": statistics.median(r / s for r, s in zip(seconds[base], seconds[name], strict=True)),
+            "faster": median_speedup(seconds[base], seconds[name]),
             "memory": memory[name],
             "memory_share": memory[name] / memory[base],
         }

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.shell_lcc import MIB, extra_peak, timed
+from benchmarks.speed_and_memory import extra_peak, median_speedup, print_table, timed_in_turn
 from trainers.kernels.geometry import naive
 from trainers.kernels.geometry.dense import published, score_views
 from trainers.kernels.geometry.splat import splat
@@ -74,19 +74,9 @@ def contestants(views: Views) -> dict[str, Callable[[], object]]:
 def run(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> list[tuple[str, float, float, float]]:
     """name, median seconds, times as fast as the first, extra peak bytes."""
     memory = {name: extra_peak(call, device) for name, call in calls.items()}
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            seconds[name].append(timed(call, device))
+    seconds = timed_in_turn(calls, device, repeats)
     base = seconds[next(iter(calls))]
-    ratio = {name: statistics.median(b / s for b, s in zip(base, found, strict=True)) for name, found in seconds.items()}
-    return [(name, statistics.median(seconds[name]), ratio[name], memory[name]) for name in calls]
-
-
-def print_table(rows: list[tuple[str, float, float, float]]) -> None:
-    print("| | seconds | x faster | extra peak MiB |\n|---|---|---|---|")
-    for name, seconds, ratio, memory in rows:
-        print(f"| {name} | {seconds:.3f} | {ratio:.2f} | {memory / MIB:.0f} |")
+    return [(name, statistics.median(found), median_speedup(base, found), memory[name]) for name, found in seconds.items()]
 
 
 def main(argv=None) -> None:

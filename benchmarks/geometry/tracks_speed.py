@@ -11,11 +11,10 @@ import argparse
 import cv2
 import torch
 
-from benchmarks.shell_lcc import extra_peak, timed
+from benchmarks.speed_and_memory import extra_peak, print_table, timed
 from trainers.kernels.geometry.tracks import score_clip
 
 from . import published, room
-from .dense_speed import print_table
 
 
 def contestants(frames: torch.Tensor) -> dict:

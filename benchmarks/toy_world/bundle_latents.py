@@ -5,11 +5,11 @@
 The file is what `python -m trainers.encode` would make of the clips, so every trainer reads it.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
 from trainers.running.identity import file_digest
@@ -22,11 +22,7 @@ COUNT = 256
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.bundle_latents",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.bundle_latents", __doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world"))
     parser.add_argument("--vae", required=True, metavar="FILE", help="the VAE that the DiT was trained with")
     parser.add_argument("--count", type=int, default=COUNT)

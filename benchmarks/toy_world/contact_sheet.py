@@ -3,12 +3,13 @@
 python -m benchmarks.toy_world.contact_sheet --output sheet.png [--kind renders|reconstructions|samples] [--split unseen]
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from benchmarks.command_line import make_parser
 
 from . import pipeline, weights
 from .clips import SPLITS, clip, scene_of
@@ -33,13 +34,7 @@ def draw(frames: Tensor, captions: list[str], columns: int = COLUMNS) -> Image.I
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.contact_sheet",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.toy_world.contact_sheet", __doc__)
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--kind", choices=("renders", "reconstructions", "samples"), default="samples")
     parser.add_argument("--split", choices=tuple(SPLITS), default="test")

@@ -6,11 +6,11 @@ ComfyUI: Load Diffusion Model and Load VAE take the files as they are; CLIPLoade
 the node pack tests/comfy/tiny_umt5_shim for this text encoder. Sample with ModelSamplingSD3 at shift 3, euler, simple.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.latent_space import WAN21
 
 from . import text_encoder, weights
@@ -77,11 +77,7 @@ def tokenizer(text: text_encoder.TextEncoder):
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.export",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.export", __doc__)
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR", help="the stack (the committed one)")
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="a ComfyUI models folder")
     parser.add_argument("--diffusers", type=Path, metavar="DIR", help="a folder to write a WanPipeline into")

@@ -7,7 +7,6 @@ and more --clips only add to it. Every comparison is with no intervention, with 
 released method's own objective, over the same prompts and seeds; intervals are 95%.
 """
 
-import argparse
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.latents import read as latent_data
@@ -172,11 +172,7 @@ def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table:
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.report",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.report", __doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/report"))
     parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
     parser.add_argument("--captions", type=int, default=48, help="held-out captions for PRISM, 16 seeds each (48)")

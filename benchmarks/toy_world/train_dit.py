@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
 from trainers.running.identity import file_digest
@@ -161,11 +162,7 @@ def validate(world: ToyWorld, path: str | Path, count: int = 24, split: str = "t
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.train_dit",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.train_dit", __doc__)
     parser.add_argument("--output_dir", default="outputs/toy_world")
     parser.add_argument("--vae", required=True, metavar="FILE", help="the trained VAE")
     parser.add_argument("--judge", default=judge.WEIGHTS, metavar="FILE", help="the trained judge, for validation")

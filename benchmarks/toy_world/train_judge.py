@@ -7,7 +7,6 @@ clips, and on rubber sheets, drifting objects, breathing walls, morphing texture
 rigid. About five minutes on one core. Writes judge.safetensors, fp16.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 
 from .captions import ROOMS, VALUES
@@ -91,11 +91,7 @@ def save(judge: Judge, path: Path, notes: dict[str, str]) -> None:
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.train_judge",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.train_judge", __doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--clips", type=int, default=1200)
     parser.add_argument("--max_train_steps", type=int, default=1200)

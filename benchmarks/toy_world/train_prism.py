@@ -6,7 +6,6 @@ Sampling, scores and training go on where they were cut off. All is done by the 
 toy world's own is that its judge says which of two clips is better.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from benchmarks.command_line import make_parser
 from trainers.kernels.latent_space import WAN21
 from trainers.prism import cli as prism
 from trainers.wan.prompts import write_embeddings
@@ -101,11 +101,7 @@ def prompt_of(shard: Path) -> str:
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.train_prism",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.train_prism", __doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy_world/prism"))
     parser.add_argument("--captions", type=int, default=1000, help="of the training split, eight seeds each (1000)")
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")

@@ -8,8 +8,6 @@ command goes on. The result depends on the seed, the number of steps and the cli
 """
 
 import argparse
-import math
-import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.command_line import make_parser
 from benchmarks.mini_vae import calibrate, decode, read_clips
 from trainers.kernels.latent_space import WAN21
 from trainers.wan.vae import channels_last
 
 from .clips import as_video, clips
-from .muon import Muon
-from .weights import VAE, save_vae, write_torch
+from .vae_training import VaeTraining, psnr_per_frame, reconstruction_loss
+from .weights import VAE, save_vae
 
 BASE_DIM = 12
 # Clips in a batch, frames, width of the three stages: about the same cost a step for the first two.
 IMAGES, CROPS, WHOLE = (4, 1, 64), (2, 9, 32), (1, 17, 64)
 REAL_SHARE = 0.08
-FIRST_FRAME_WEIGHT = 4.0
 
 
 def build(seed: int, base_dim: int = BASE_DIM):
@@ -91,17 +89,6 @@ def single_frames(vae):
             del module.forward
 
 
-def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """2 MSE + 0.3 L1 + 0.3 L1 of the spatial differences, the first frame counting for several. [B, 3, T, H, W]."""
-    weight = torch.ones(x.shape[2])
-    # The decoder reaches the first frame without a past: it lags behind otherwise.
-    weight[0] = FIRST_FRAME_WEIGHT
-    weight = (weight / weight.mean()).view(1, 1, -1, 1, 1)
-    e = y - x
-    edges = (e.diff(dim=-1).abs() * weight).mean() + (e.diff(dim=-2).abs() * weight).mean()
-    return (weight * (2 * e.square() + 0.3 * e.abs())).mean() + 0.3 * edges
-
-
 def draw_batch(toy: Tensor, real: list[Tensor], shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """[B, 3, T, H, W] in [-1, 1] of shape (B, T, H = W), cut at random. toy: uint8 [N, T, 3, H, W]."""
 
@@ -121,83 +108,28 @@ def draw_batch(toy: Tensor, real: list[Tensor], shape: tuple[int, int, int], gen
     return torch.stack(out)
 
 
-def schedule(step: int, steps: int) -> float:
-    """Factor on the learning rates: up over 20 steps, then a cosine to a hundredth."""
-    return min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def make_optimisers(vae, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the inner convolutions, AdamW for the rest, each with its peak learning rate as "peak"."""
-    outer = ("conv_in", "conv_out", "quant_conv")
-    trained = [(n, p) for n, p in vae.named_parameters() if p.requires_grad]
-    inner = [p for n, p in trained if n.endswith("weight") and not any(o in n for o in outer)]
-    ids = {id(p) for p in inner}
-    rest = [p for _, p in trained if id(p) not in ids]
-    optimisers = [Muon(inner, learning_rate), torch.optim.AdamW(rest, lr=0.1 * learning_rate, betas=(0.9, 0.98))]
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return optimisers
-
-
-@torch.no_grad()
-def psnr_per_frame(vae, frames: Tensor) -> Tensor:
-    """PSNR in dB of each of the 17 frames over clips uint8 [N, 17, 3, H, W], of the posterior's mean."""
-    errors = []
-    for x in as_video(frames):
-        y = decode(vae, vae.encode(x[None]).latent_dist.mode())[0].clamp(-1, 1)
-        errors.append(((y - x) / 2).square().mean(dim=(0, 2, 3)))
-    return -10 * torch.stack(errors).mean(dim=0).log10()
-
-
 def train(args: argparse.Namespace) -> bool:
     """Returns whether the last step was reached."""
     folder = Path(args.output_dir)
-    checkpoint = folder / "vae-checkpoint.pt"
-    generator = torch.Generator().manual_seed(args.seed)
     toy = torch.stack([c.frames for c in clips("train", args.clips)])
     real = [c for c in (read_clips(args.videos, per_video=8) if args.videos else []) if c.shape[1] >= 17]
     held_out = torch.stack([c.frames for c in clips("test", 8)])
     vae = build(args.seed, args.base_dim)
-    optimisers = make_optimisers(vae, args.learning_rate)
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        first = state["step"]
-    print(f"{len(toy)} renders, {len(real)} real clips, from step {first} of {args.max_train_steps}", flush=True)
-    started = time.monotonic()
+    training = VaeTraining(vae, folder / "vae-checkpoint.pt", args)
+    generator = training.generator
+    print(f"{len(toy)} renders, {len(real)} real clips, from step {training.first} of {args.max_train_steps}", flush=True)
     whole_from = args.max_train_steps - args.whole_steps
-    running = 0.0
-    for step in range(first, args.max_train_steps):
+
+    def loss_of(step: int) -> Tensor:
         shape = IMAGES if step < args.image_steps else CROPS if step < whole_from else WHOLE
         x = draw_batch(toy, real, shape, generator)
         with single_frames(vae) if shape is IMAGES else nullcontext():
             posterior = vae.encode(x).latent_dist
             z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-            loss = reconstruction_loss(decode(vae, z), x) + args.kl * posterior.kl().mean()
-            vae.zero_grad()
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = schedule(step, args.max_train_steps) * group["peak"]
-            optimiser.step()
-        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        spent = (time.monotonic() - started) / 60
-        done = step + 1
-        stop = args.minutes is not None and spent >= args.minutes
-        if done % args.log_steps == 0 or done == args.max_train_steps or stop:
-            psnr = psnr_per_frame(vae, held_out[: 8 if done == args.max_train_steps else 2])
-            frames = " ".join(f"{v:.1f}" for v in psnr[[0, 1, 4, 8, 12, 16]].tolist())
-            print(f"step {done} {spent:.1f} min loss {running:.4f} psnr {psnr.mean():.2f} frames {frames}", flush=True)
-            state = {"vae": vae.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
-            write_torch(checkpoint, state | {"generator": generator.get_state(), "step": done})
-        if stop and done < args.max_train_steps:
-            return False
+            return reconstruction_loss(decode(vae, z), x) + args.kl * posterior.kl().mean()
+
+    if not training.run(loss_of, held_out, watched=2):
+        return False
     finish(vae, toy[:64], held_out, folder / VAE, args)
     return True
 
@@ -216,11 +148,7 @@ def finish(vae, calibration: Tensor, held_out: Tensor, path: Path, args: argpars
 
 
 def main(argv=None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.toy_world.train_vae",
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.toy_world.train_vae", __doc__)
     parser.add_argument("--output_dir", default="outputs/toy_world")
     parser.add_argument("--videos", nargs="*", default=[], metavar="DIR_OR_GLOB", help="a few real clips to train on too")
     parser.add_argument("--clips", type=int, default=400, help="renders to train on (400)")
