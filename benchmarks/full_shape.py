@@ -97,7 +97,7 @@ def in_trainer(folder: Path, transformer: Path) -> dict:
     from tests.video_clips import moving, write_clip
     from trainers.kernels.latent_space import WAN21
     from trainers.prism import cli as prism
-    from trainers.wan import prompts as prism_texts
+    from trainers.wan.prompts import text_id, write_embeddings
 
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [f"prompt {i}" for i in range(3)]
@@ -108,8 +108,8 @@ def in_trainer(folder: Path, transformer: Path) -> dict:
         lines.append(f"{i}a.mkv,{i}b.mkv,{prompt},A")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     g = torch.Generator().manual_seed(0)
-    texts = {prism_texts.text_id(p): 0.1 * torch.randn(8, 4096, generator=g) for p in prompts}
-    prism_texts.write_embeddings(folder / "embedded.safetensors", texts, WAN21, {})
+    texts = {text_id(p): 0.1 * torch.randn(8, 4096, generator=g) for p in prompts}
+    write_embeddings(folder / "embedded.safetensors", texts, WAN21, {})
     cache = [
         "cache", "--pairs", folder / "pairs.csv", "--vae", weights.FOLDER / weights.VAE, "--texts",
         folder / "embedded.safetensors", "--output", folder / "data", "--width", 128, "--height", 64, "--frames", 9,

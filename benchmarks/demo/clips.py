@@ -14,7 +14,7 @@ from benchmarks.toy_world import weights
 from trainers import encode
 from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur, high_frequency_share
 from trainers.kernels.shell_lcc.manifold import load
-from trainers.latents import read as latent_data
+from trainers.latents.read import list_clips, read_clip
 from trainers.shell_lcc import cli as shell_lcc
 
 VAE = weights.FOLDER / weights.VAE
@@ -50,10 +50,10 @@ def detail(manifold_path: Path, latents: Path) -> list[dict]:
     manifold = load(manifold_path)
     held_out = set(manifold.provenance["held_out_clips"])
     rows = []
-    for ref in latent_data.list_clips([latents], manifold.space):
+    for ref in list_clips([latents], manifold.space):
         if ref.clip_id not in held_out:
             continue
-        z = latent_data.read_clip(ref)
+        z = read_clip(ref)
         for variant, damaged in (("half blurred", half_blur(z)), ("noisy", add_noise(z))):
             pulled = {m: high_frequency_share(manifold.pull(damaged[None], m)[0]) for m in ("project", "minimise")}
             rows.append({"clip": ref.clip_id, "variant": variant, "before": high_frequency_share(damaged), **pulled})

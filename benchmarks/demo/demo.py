@@ -21,10 +21,9 @@ from trainers.kernels.shell_lcc import heat_map
 from trainers.kernels.shell_lcc.manifold import ShellManifold, load
 from trainers.shell_lcc import cli as shell_lcc
 
-from . import page as demo_page
-from . import race as demo_race
 from .clips import run
-from .page import Shown
+from .page import Shown, legend, page, prompt_row, table
+from .race import SIZE, race_all, section, summary
 
 # Combinations of attributes that the model was never trained on.
 SPLIT = "unseen"
@@ -104,18 +103,18 @@ def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellMani
             f = figures[name]
             notes = (f"{100 * f['outside'][i]:.1f} % outside the band", f"detail {f['sharpness'][i]:.2f} of the render's")
             row.append(Shown(name, frames[i], heat_frames(manifold, f["map"][i]), notes))
-        body.append(demo_page.prompt_row(caption, row))
+        body.append(prompt_row(caption, row))
     known = {
         "count": len(captions),
         "fitted": manifold.provenance["fitted_clips"],
         "seed": seed,
-        "legend": demo_page.legend(heat_map.COLOURS),
+        "legend": legend(heat_map.COLOURS),
     }
-    return demo_page.page(
+    return page(
         "Shell-LCC and PRISM in the toy world",
         INTRODUCTION.format_map(known),
         "<h2>Measured</h2>",
-        demo_page.table(["", *COLUMNS.values()], rows),
+        table(["", *COLUMNS.values()], rows),
         EXPLANATION.format_map(known),
         f"<h2>The first {min(shown, len(captions))} prompts</h2>",
         *body,
@@ -155,11 +154,11 @@ def main(argv=None) -> None:
         texts = (statistics.mean(values[k]).text().replace("\u00b1", "+-") for k in COLUMNS)
         print(f"{name:<32}", *(f"{t:>30}" for t in texts))
     raced_prompts = min(args.prompts, RACED)
-    print(f"\n== Best-of-{demo_race.SIZE} for {raced_prompts} of the same prompts", flush=True)
-    raced = demo_race.race_all(world, the_judge, SPLIT, raced_prompts)
-    said = {k: v.replace("\u00b1", "+-") for k, v in demo_race.summary(raced).items()}
+    print(f"\n== Best-of-{SIZE} for {raced_prompts} of the same prompts", flush=True)
+    raced = race_all(world, the_judge, SPLIT, raced_prompts)
+    said = {k: v.replace("\u00b1", "+-") for k, v in summary(raced).items()}
     print(f"judge, overall: first seed {said['first']}, winner {said['winner']}, change {said['change']}")
-    race = demo_race.section(raced, args.shown)
+    race = section(raced, args.shown)
     text = compose(captions, clips, figures, manifold, args.shown, args.seed, race)
     target = args.output_dir / "index.html"
     write_atomic(target, lambda partial: Path(partial).write_text(text, encoding="utf-8"))

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.toy_world import candidates, prism_rows, search, statistics, weights
-from trainers.wan import sampling as wan_sampling
+from benchmarks.toy_world import candidates, pipeline, prism_rows, search, statistics, weights
+from trainers.wan.sampling import euler
 
-from . import page as demo_page
-from .page import Shown
+from .page import Shown, prompt_row
 
 SIZE = 8
 HEAD = "query"
@@ -43,13 +42,13 @@ def race_all(world, the_judge, split: str, count: int) -> list[Raced]:
     """Races for the first `count` captions of a split."""
     scorer = candidates.load_heads(candidates.heads_folder(), weights.FOLDER / weights.DIT)[HEAD]
     plan = prism_rows.plan_of(SIZE, prism_rows.HALVING, max(scorer.head.config.taps))
-    path = search.pipeline.sigmas(search.pipeline.STEPS, search.pipeline.SHIFT).tolist()
+    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     found = []
     for index in tqdm(range(count), desc="racing", unit="prompt"):
         caption = candidates.caption_of(world, split, index)
         won = search.search(world, scorer, caption, index, plan)
-        noise = search.pipeline.initial_noise(candidates.seeds(index, 1))
-        first = wan_sampling.euler(world.denoiser([caption.text]), noise, path)
+        noise = pipeline.initial_noise(candidates.seeds(index, 1))
+        first = euler(world.denoiser([caption.text]), noise, path)
         frames = world.decode(torch.cat([first, won.z]))
         scores = the_judge.read(frames).scores([caption.attributes] * 2)["overall"].tolist()
         found.append(Raced(caption.text, *frames, tuple(scores), won.winner, won.blocks / plan.full_cost.blocks))
@@ -74,7 +73,7 @@ def section(found: Sequence[Raced], shown: int) -> str:
         "levels": ", ".join(f"{s:g}" for s in prism_rows.HALVING),
     }  # fmt: skip
     rows = [
-        demo_page.prompt_row(
+        prompt_row(
             r.caption,
             [
                 Shown("first seed", r.first, None, (f"judge, overall {r.scores[0]:.2f}",)),

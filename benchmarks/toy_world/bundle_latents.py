@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.command_line import make_parser
-from trainers.kernels.files import header as formats
+from trainers.kernels.files import header
 from trainers.kernels.latent_space import WAN21
 from trainers.running.identity import file_digest
 
@@ -38,7 +38,7 @@ def main(argv=None) -> int:
     config = {"state": "normalised", "settings": {"vae": digest}, "clips": clips, "videos": {}}
     provenance = {"created_by": "benchmarks.toy_world.bundle_latents", "clips": len(clips)}
     path = args.output_dir / weights.LATENTS
-    formats.write(path, tensors, formats.Header("latents", WAN21, config, {}, provenance))
+    header.write(path, tensors, header.Header("latents", WAN21, config, {}, provenance))
     print(f"{path}: {len(clips)} clips, {path.stat().st_size / 1e6:.2f} MB")
     return 0
 

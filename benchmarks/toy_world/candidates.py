@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trainers.kernels.prism import files
-from trainers.prism import train_loop as prism_train
+from trainers.scorers.prism_network import Scorer
 from trainers.wan import dit as wan_dit
-from trainers.wan import sampling as wan_sampling
+from trainers.wan.sampling import euler
 from trainers.wan.text_padding import fold
 
 from . import judge, pipeline, weights
@@ -29,7 +29,7 @@ STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
 FINISHED_SIGMAS = (0.1, 0.2, 0.3)
 # Steps at which the pixel judge looks at decoded noisy latents, and at decoded predictions.
 JUDGED_STEPS = (3, 8)
-Heads = Mapping[str, prism_train.Scorer]
+Heads = Mapping[str, Scorer]
 HEADS = {"query": "toy_prism_head.safetensors", "mean": "toy_prism_mean_head.safetensors"}
 
 
@@ -52,13 +52,13 @@ def seeds(index: int, count: int = COUNT) -> list[int]:
     return [1_000_000 + 100 * index + k for k in range(count)]
 
 
-def load_heads(folder: Path, dit: Path) -> dict[str, prism_train.Scorer]:
+def load_heads(folder: Path, dit: Path) -> dict[str, Scorer]:
     """name -> head and backbone, cut after its last tap; those of HEADS that are in the folder."""
     found = {}
     for name, file in HEADS.items():
         if (folder / file).exists():
             head = files.load(folder / file).head
-            found[name] = prism_train.Scorer(wan_dit.load(dit, max(head.config.taps)), head)
+            found[name] = Scorer(wan_dit.load(dit, max(head.config.taps)), head)
     return found
 
 
@@ -73,7 +73,7 @@ def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int)
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     states: dict[int, Tensor] = {}
     denoiser = world.denoiser([caption.text] * count)
-    z = wan_sampling.euler(
+    z = euler(
         denoiser, pipeline.initial_noise(seeds(index, count)), path, watch=lambda x, sigma, step: states.__setitem__(step, x)
     )
     noisy = [scores(heads, states[k], path[k], caption) for k in STEPS]
@@ -109,7 +109,7 @@ def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str,
         return x0
 
     denoiser = world.denoiser([caption.text] * count)
-    wan_sampling.euler(denoiser, pipeline.initial_noise(seeds(index, count)), path, hook, watch)
+    euler(denoiser, pipeline.initial_noise(seeds(index, count)), path, hook, watch)
     out = {}
     for kind, latents in seen.items():
         read = [j.read(world.decode(x)).scores([caption.attributes] * count)["overall"] for x in latents]
@@ -146,7 +146,7 @@ def of_reading(reading: judge.Reading, caption: Caption) -> dict[str, Tensor]:
     return {f"oracle.{k}": v for k, v in scores.items()}
 
 
-def levels(steps: Sequence[int] = STEPS) -> list[float]:
+def sigmas_before(steps: Sequence[int] = STEPS) -> list[float]:
     """The noise levels before steps."""
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     return [path[k] for k in steps]

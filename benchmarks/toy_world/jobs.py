@@ -19,7 +19,7 @@ from tqdm import tqdm
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur
-from trainers.latents import read as latent_data
+from trainers.latents.read import ClipRef, list_clips, read_clip
 
 from . import candidates, judge, pipeline, weights
 from .captions import VALUES
@@ -132,7 +132,7 @@ class Worker:
     def _predictions(self, index: range) -> Tensor:
         """Distances [N, S, T, H, W] of the model's x0 for bundled latents `index` noised to each sampling sigma."""
         refs = held_out(self.latents, self.manifold)[index.start : index.stop]
-        z = torch.stack([latent_data.read_clip(ref) for ref in refs])
+        z = torch.stack([read_clip(ref) for ref in refs])
         captions = [ref.entry["caption"] for ref in refs]
         noise = pipeline.initial_noise([10_000_000 + i for i in index])
         rows = []
@@ -142,10 +142,10 @@ class Worker:
         return torch.stack(rows, dim=1)
 
 
-def held_out(latents: Path, manifold: manifolds.ShellManifold) -> list[latent_data.ClipRef]:
+def held_out(latents: Path, manifold: manifolds.ShellManifold) -> list[ClipRef]:
     """The bundled clips that the manifold was not fitted on."""
     names = set(manifold.provenance["held_out_clips"])
-    return [ref for ref in latent_data.list_clips([latents], manifold.space) if ref.clip_id in names]
+    return [ref for ref in list_clips([latents], manifold.space) if ref.clip_id in names]
 
 
 def flatten(reading: judge.Reading) -> dict[str, Tensor]:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from benchmarks.mini_vae import decode
 from trainers.kernels.latent_space import WAN21
-from trainers.wan import sampling as wan_sampling
-from trainers.wan.sampling import Hook, sigmas
+from trainers.wan.sampling import Denoiser, Hook, euler, noise, sigmas
 
 from . import text_encoder, weights
 from .clips import as_frames, as_video
@@ -50,16 +49,16 @@ class ToyWorld:
         hook: (x0 [N, 16, 5, 8, 8] after guidance, normalised; sigma in (0, 1]; step from 0) -> x0 to go on with.
         """
         denoiser = self.denoiser(captions, cfg, negative)
-        return wan_sampling.euler(denoiser, initial_noise(seeds), sigmas(steps, shift).tolist(), hook)
+        return euler(denoiser, initial_noise(seeds), sigmas(steps, shift).tolist(), hook)
 
     @torch.no_grad()
     def predict_x0(self, x: Tensor, sigma: float, captions: Sequence[str], cfg: float = CFG, negative: str = "") -> Tensor:
         """The model's x0 for noisy latents x = sigma * noise + (1 - sigma) * z."""
         return self.denoiser(captions, cfg, negative).x0(x, sigma)
 
-    def denoiser(self, captions: Sequence[str], cfg: float = CFG, negative: str = "") -> wan_sampling.Denoiser:
+    def denoiser(self, captions: Sequence[str], cfg: float = CFG, negative: str = "") -> Denoiser:
         """The velocity of a batch of captions."""
-        return wan_sampling.Denoiser(self.dit, self.text.words(captions), self.text.words([negative])[0], cfg)
+        return Denoiser(self.dit, self.text.words(captions), self.text.words([negative])[0], cfg)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -85,4 +84,4 @@ def load(folder: str | Path = weights.FOLDER) -> ToyWorld:
 
 def initial_noise(seeds: Sequence[int]) -> Tensor:
     """Unit noise [N, 16, 5, 8, 8], each clip's from its own seed, as ComfyUI makes it."""
-    return wan_sampling.noise(LATENT_SHAPE, seeds)
+    return noise(LATENT_SHAPE, seeds)

@@ -83,7 +83,7 @@ def accuracies(pool: dict[str, Tensor], judged: dict[str, Tensor]) -> list[Level
     """By noise level: heads, and where it looked the judge of pixels; "finished" as the lowest level, 0.1 to 0.3."""
     oracle, out = pool["oracle.overall"], []
     names = [k.removeprefix("score.") for k in pool if k.startswith("score.")]
-    for k, (step, sigma) in enumerate(zip(candidates.STEPS, candidates.levels(), strict=True)):
+    for k, (step, sigma) in enumerate(zip(candidates.STEPS, candidates.sigmas_before(), strict=True)):
         found = {n: over_captions(accuracy(pool[f"score.{n}"][:, :, k], oracle)) for n in names}
         if step in candidates.JUDGED_STEPS:
             place = candidates.JUDGED_STEPS.index(step)

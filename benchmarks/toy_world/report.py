@@ -18,7 +18,7 @@ import torch
 from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import manifold as manifolds
-from trainers.latents import read as latent_data
+from trainers.latents.read import list_clips, read_clip
 from trainers.running.identity import file_digest
 from trainers.shell_lcc import cli as shell_lcc
 
@@ -48,8 +48,8 @@ def fit_patches(files: jobs.Files) -> None:
     manifold = manifolds.load(files.manifold)
     names = set(manifold.provenance["held_out_clips"])
     sides = {True: [], False: []}
-    for ref in latent_data.list_clips([files.latents], manifold.space):
-        sides[ref.clip_id in names].append(latent_data.read_clip(ref))
+    for ref in list_clips([files.latents], manifold.space):
+        sides[ref.clip_id in names].append(read_clip(ref))
     manifolds.save(fit_patch_manifold(torch.stack(sides[False]), torch.stack(sides[True]), 2, PATCH_ANCHORS), files.patches)
 
 

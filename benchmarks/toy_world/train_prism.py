@@ -23,7 +23,7 @@ from trainers.prism import cli as prism
 from trainers.wan.prompts import write_embeddings
 
 from . import judge, pipeline, text_encoder, weights
-from .candidates import HEADS, STEPS, heads_folder, levels
+from .candidates import HEADS, heads_folder, sigmas_before
 from .clips import scene_of
 
 SPLIT = "train"
@@ -115,7 +115,7 @@ def main(argv=None) -> int:
     common = [
         "collect", "--backbone", args.weights / weights.DIT, "--texts", prompts, "--negative", NEGATIVE, "--output", runs,
         "--width", 64, "--height", 64, "--frames", 17, "--steps", pipeline.STEPS, "--shift", pipeline.SHIFT,
-        "--cfg", pipeline.CFG, "--seeds", 8, "--batch", 8, "--levels", *(f"{s + 1e-4:.4f}" for s in levels(STEPS)),
+        "--cfg", pipeline.CFG, "--seeds", 8, "--batch", 8, "--levels", *(f"{s + 1e-4:.4f}" for s in sigmas_before()),
     ]  # fmt: skip
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, context) as pool:
