@@ -1,11 +1,11 @@
-"""Everything once at the shape of Wan2.1-1.3B, with random weights: that nothing breaks there, and what memory it takes.
+"""Smoke test and peak memory at the shape of Wan2.1-1.3B, with random weights.
 
     python -m benchmarks.full_shape --comfyui ~/comfy/ComfyUI [--output_dir outputs/full_shape] [--storage bf16 fp8]
 
-Writes transformer files of the real shape as ComfyUI users have them (bf16; fp8 with scales), and runs each through PRISM
-Score, PRISM Best-of-N and Shell-LCC Guidance in ComfyUI on a small latent, and through the trainer: videos cached, one
-training step of a head of the real size. Every part is a process of its own, whose peak memory is stated. On a CPU the sizes
-of clips are small and the shapes of weights real.
+Writes transformer files of that shape as ComfyUI users have them (bf16; fp8 with scales). Runs each through PRISM Score,
+PRISM Best-of-N and Shell-LCC Guidance in ComfyUI on a small latent, and through the trainer: videos cached, one training step
+of a head of the default size. Each part runs in its own process, whose peak memory is printed. Clips are small, so that a CPU
+is enough.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIZE = {"width": 128, "height": 64, "length": 9}
 
 
 def write_transformer(path: Path, storage: str) -> None:
-    """A random transformer of the real shape. bf16: all of it; fp8: matrices of the blocks in e4m3 with a scale each."""
+    """A random transformer. storage: bf16 for all weights, or fp8 for the blocks' matrices (e4m3, one scale each)."""
     from tests.comfy.tiny_wan import wan_dit
 
     state = {}
@@ -42,7 +42,7 @@ def write_transformer(path: Path, storage: str) -> None:
 
 
 def write_head(path: Path, transformer: Path) -> None:
-    """A random head of the real size for that file."""
+    """A random head of the default size for that transformer file."""
     from trainers.kernels.latent_space import WAN21
     from trainers.kernels.prism import files
     from trainers.kernels.prism.head import HeadConfig, PrismHead
@@ -55,7 +55,7 @@ def write_head(path: Path, transformer: Path) -> None:
 
 
 def in_comfyui(comfyui: Path, base: Path, name: str) -> dict:
-    """Score, race and guidance with one transformer file. Returns what was seen."""
+    """Score, race and guidance with one transformer file. Returns scores, reports and seconds by name."""
     from tests.comfy.comfyui_in_process import load_comfyui
     from tests.comfy.shell_lcc_material import FIT, GUIDANCE, sheet
 
@@ -92,7 +92,7 @@ def in_comfyui(comfyui: Path, base: Path, name: str) -> dict:
 
 
 def in_trainer(folder: Path, transformer: Path) -> dict:
-    """Two videos cached and a head of the real size trained for one step."""
+    """Caches three pairs of videos and trains a head of the default size for one step. Returns seconds by name."""
     from benchmarks.toy_world import weights
     from tests.video_clips import moving, write_clip
     from trainers.kernels.latent_space import WAN21
@@ -131,7 +131,7 @@ def in_trainer(folder: Path, transformer: Path) -> dict:
 
 
 def alone(function, *arguments) -> dict:
-    """What a function returns in a process of its own, with that process's peak memory in GiB."""
+    """What a function returns when run in its own process, with that process's peak memory in GiB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (function, arguments))
 

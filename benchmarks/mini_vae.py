@@ -1,11 +1,11 @@
-"""Makes a miniature Wan 2.1 VAE (0.9 M weights) for tests and demonstrations: not a model to make videos with.
+"""Makes a miniature Wan 2.1 VAE (0.9 M weights) for tests and demonstrations, not for making videos.
 
     python -m benchmarks.mini_vae --output mini_wan_vae.safetensors [--videos clips/ --train_steps 300]
 
-It has the layout of wan_2.1_vae.safetensors, so ComfyUI's Load VAE (0.25 and later) and `trainers.encode` take it. Its last
+It has the layout of wan_2.1_vae.safetensors, so ComfyUI's Load VAE (0.25 and later) and `trainers.encode` load it. Its last
 encoder layer is rescaled so that raw latents of the given clips have Wan 2.1's own mean and standard deviation in every
-channel, and its first decoder layer undoes that: whatever expects `wan21` latents can be run on it. Without --videos,
-moving noise stands in for clips. The same seed, clips and number of threads give the same weights.
+channel, and its first decoder layer undoes that: any code that expects `wan21` latents can be run on it. Without --videos,
+moving noise is used as clips. The same seed, clips and number of threads give the same weights.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def build(seed: int):
         torch.manual_seed(seed)
         vae = AutoencoderKLWan(base_dim=BASE_DIM, z_dim=WAN21.channels)
     with torch.no_grad():
-        # Signals pass at constant size and mostly around the residual blocks. As torch initialises convolutions, a clip
-        # makes 2 percent of the decoder's output, the rest is biases, and training stays at the mean colour for minutes.
+        # Signals keep their size and mostly bypass the residual blocks. With torch's default initialisation a clip accounts
+        # for 2 percent of the decoder's output, biases for the rest, and training stays at the mean colour for minutes.
         for name, module in vae.named_modules():
             if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
                 module.weight *= 3.0**0.5 * (0.2 if name.endswith((".conv2", ".proj")) else 1.0)
@@ -62,7 +62,7 @@ def train(vae, clips: list[Tensor], steps: int, generator: torch.Generator) -> I
 
     Crops are short at first and of full length in the last third, without which colours drift in late frames.
     """
-    # Untrained latents may be hardly wider than the posterior.
+    # The spread of untrained latents may be hardly larger than the posterior's.
     _scale_means(vae, *_scale_and_shift(vae, clips, torch.zeros(WAN21.channels), torch.ones(WAN21.channels)))
     optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=max(steps, 1), pct_start=0.1)
@@ -148,7 +148,7 @@ def main(argv=None) -> int:
     if not args.output.endswith(".safetensors"):
         parser.error(f"--output {args.output}: the name must end in .safetensors")
     if Path(args.output).exists() and not args.overwrite:
-        parser.error(f"--output {args.output} exists; say --overwrite to replace it")
+        parser.error(f"--output {args.output} exists; use --overwrite to replace it")
     if args.train_steps < 0:
         parser.error("--train_steps must be 0 or more")
     try:
@@ -159,7 +159,7 @@ def main(argv=None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds, trains, calibrates and writes. Returns the exit code."""
+    """Builds, trains, calibrates and saves the VAE. Returns the exit code."""
     from tqdm import tqdm
 
     generator = torch.Generator().manual_seed(args.seed)
@@ -204,7 +204,7 @@ def _scale_means(vae, scale: Tensor, shift: Tensor) -> None:
 def _crop(clip: Tensor, length: int, generator: torch.Generator) -> Tensor:
     start, top, left = (_draw(max(1, n - m + 1), generator) for n, m in zip(clip.shape[1:], (length, CROP, CROP), strict=True))
     clip = clip[:, start : start + length, top : top + CROP, left : left + CROP]
-    # A clip shorter than the rest rests on its last frame, so that crops of one batch stack.
+    # Short clips repeat their last frame, so that the crops of a batch can be stacked.
     return torch.cat([clip, clip[:, -1:].expand(-1, length - clip.shape[1], -1, -1)], dim=1)
 
 

@@ -1,10 +1,9 @@
-"""What a PRISM head costs beside the transformer that it reads, at the real size of Wan2.1-1.3B: random weights, one run.
+"""Cost of a PRISM head relative to the transformer that it reads, at the size of Wan2.1-1.3B, with random weights.
 
     python -m benchmarks.prism [--frames 17] [--threads 2]
 
-One transformer block of the real width is timed on the tokens of a 832x480 clip, and so are the head as it runs and the plain
-formula that projects every token. A step of sampling is 2 x 30 blocks under classifier-free guidance; a score reads the
-conditional pass alone.
+Times one transformer block on the tokens of an 832x480 clip, the head, and the plain formula of its attention, which projects
+every token. A sampling step is 2 x 30 blocks under classifier-free guidance; a score needs the conditional pass only.
 """
 
 import argparse
@@ -20,7 +19,7 @@ WIDTH, HEADS, FFN, BLOCKS, WORDS = 1536, 12, 8960, 30, 512
 
 
 def seconds(function, rounds: int) -> float:
-    """Median of some rounds after one to warm up."""
+    """Median of `rounds` calls after a warm-up; with 0 rounds, the time of the warm-up."""
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Whether a pruned Best-of-N takes the time that its blocks predict, in a real ComfyUI: random weights, one run.
+"""Time of early Best-of-N in a real ComfyUI against the number of transformer blocks it runs, with random weights.
 
     python -m benchmarks.prism_race --comfyui ~/comfy/ComfyUI [--output_dir outputs/prism_race] [--rounds 3]
 
-A plain run of the sampler and the race are timed in turn. The prediction for the race is the time of a plain run times the
-blocks that the race ran over those of a plain run; rounds are interleaved, so that a machine that slows down slows both.
+The predicted time of a race is the time of a plain KSampler run, times the race's blocks over the plain run's. Plain runs and
+races alternate, so that other load on the machine slows both.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RACES = {
 
 
 def write_models(models: Path) -> None:
-    """A random transformer and a head for it."""
+    """Writes a random transformer and a head for it."""
     from tests.comfy.tiny_wan import wan_dit as random_wan
     from trainers.kernels.latent_space import WAN21
     from trainers.kernels.prism import files

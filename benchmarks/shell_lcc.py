@@ -1,10 +1,10 @@
-"""Speed and memory of Shell-LCC against its plain formula with autograd, all in one run.
+"""Speed and peak memory of Shell-LCC compared with its plain formula and autograd.
 
     python -m benchmarks.shell_lcc [--tokens 5x60x104 21x60x104] [--bases 4096] [--hidden 512] [--threads N] [--repeats 3]
 
-Times are medians over rounds in which every contestant runs once, so that a busy machine is busy for all of them. Memory
-is the growth of the process's peak resident set during one call (Linux), or of the CUDA allocator's peak.
-On CUDA the share of one transformer step of the real Wan2.1-1.3B shape (random weights, bf16) is printed as well.
+Times are medians over rounds; in a round every implementation runs once, so that other load on the machine slows all of them.
+Memory is the growth of the process's peak resident set during one call (Linux), or of the CUDA allocator's peak.
+On CUDA the share of one transformer step at Wan2.1-1.3B's shape (random weights, bf16) is printed as well.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from trainers.kernels.shell_lcc.predictor import Predictor
 from trainers.kernels.shell_lcc.pull import project
 
 
-def contestants(z: torch.Tensor, bases: int, hidden: int) -> dict[str, Callable[[], object]]:
-    """Name -> call, the reference first."""
+def implementations(z: torch.Tensor, bases: int, hidden: int) -> dict[str, Callable[[], object]]:
+    """Name -> call on tokens z [N, 16], the reference first."""
     torch.manual_seed(0)
     device = z.device
     predictor = Predictor(16, bases, hidden).train(False).requires_grad_(False).to(device)
@@ -38,7 +38,7 @@ def contestants(z: torch.Tensor, bases: int, hidden: int) -> dict[str, Callable[
 
 
 def wan_step_seconds(tokens: tuple[int, int, int], repeats: int) -> float:
-    """Median seconds of one forward of a random Wan2.1-1.3B on CUDA in bf16, for a latent [1, 16, T, H, W]."""
+    """Median seconds of one forward of a Wan2.1-1.3B with random weights on CUDA in bf16. tokens: (T, H, W) of the latent."""
     from diffusers import WanTransformer3DModel
 
     with torch.device("cuda"):
@@ -52,10 +52,13 @@ def wan_step_seconds(tokens: tuple[int, int, int], repeats: int) -> float:
 
 
 def measure(shape: tuple[int, int, int], device: torch.device, args: argparse.Namespace) -> list[dict]:
-    """One row a contestant: seconds, ratio, extra bytes, and the difference from the reference."""
+    """One row per implementation: seconds, times as fast as the reference, extra bytes, share of the reference's.
+
+    Prints the largest relative difference between the predictor's values and gradients and the reference's.
+    """
     n = shape[0] * shape[1] * shape[2]
     z = torch.randn(n, 16, generator=torch.Generator().manual_seed(1)).to(device)
-    calls = contestants(z, args.bases, args.hidden)
+    calls = implementations(z, args.bases, args.hidden)
     memory = {name: extra_peak(call, device) for name, call in calls.items()}
     seconds = timed_in_turn(calls, device, args.repeats)
     reference, fast = (calls[n]() for n in list(calls)[:2])

@@ -1,10 +1,10 @@
-"""Speed and memory of the dense geometry scorer against the published splat and score, all in one run.
+"""Speed and peak memory of the dense geometry score compared with the published splat and score.
 
     python -m benchmarks.geometry.dense_speed [--views 10] [--size 518x518] [--threads 2] [--repeats 3] [--naive 96x96]
 
-Times are medians over rounds in which every contestant runs once, so that a busy machine is busy for all of them. Memory
-is the growth of the process's peak resident set during one call (Linux), or of the CUDA allocator's peak. Geometry is a
-bumpy wall under a camera that steps aside; what it costs does not depend on what is seen.
+Times are medians over rounds; in a round every implementation runs once, so that other load on the machine slows all of them.
+Memory is the growth of the process's peak resident set during one call (Linux), or of the CUDA allocator's peak. The scene is
+a bumpy wall seen by a camera that moves sideways; the cost does not depend on the scene.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from trainers.kernels.geometry.views import Views
 
 
 def make_views(count: int, height: int, width: int, device: torch.device) -> Views:
-    """Noise on a bumpy wall, seen by cameras side by side that overlap."""
+    """Noise texture on a bumpy wall, in overlapping views of cameras in a row."""
     g = torch.Generator().manual_seed(0)
     v, u = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 9, width), indexing="ij")
     depth = 3 + 0.3 * (u.sin() + v.cos()) + 0.01 * torch.rand(count, height, width, generator=g)
@@ -33,9 +33,9 @@ def make_views(count: int, height: int, width: int, device: torch.device) -> Vie
 
 
 def sorted_splat(images: torch.Tensor, depth: torch.Tensor, views: Views) -> torch.Tensor:
-    """The published way: the whole cloud through each camera, sorted by depth, written with repeated indices.
+    """The published splat: all points projected into each camera, sorted by depth, written with repeated indices.
 
-    Which of two points in one pixel stays is left to chance: the time of this is compared, not its result.
+    Which of two points in one pixel is kept is undefined, so only its time is compared, not its result.
     """
     s, h, w = depth.shape
     points = naive.unproject(depth, views.K, views.world_to_camera).reshape(-1, 3)
@@ -53,8 +53,8 @@ def sorted_splat(images: torch.Tensor, depth: torch.Tensor, views: Views) -> tor
     return torch.stack(drawn).float() / 255
 
 
-def contestants(views: Views) -> dict[str, Callable[[], object]]:
-    """Name -> call, the published way first."""
+def implementations(views: Views) -> dict[str, Callable[[], object]]:
+    """Name -> call, the published splat first."""
     depth, images = views.depth, views.images
     planes = images.permute(3, 0, 1, 2).contiguous()
     count = len(depth)
@@ -72,7 +72,7 @@ def contestants(views: Views) -> dict[str, Callable[[], object]]:
 
 
 def run(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> list[tuple[str, float, float, float]]:
-    """name, median seconds, times as fast as the first, extra peak bytes."""
+    """Rows of (name, median seconds, times as fast as the first, extra peak in bytes)."""
     memory = {name: extra_peak(call, device) for name, call in calls.items()}
     seconds = timed_in_turn(calls, device, repeats)
     base = seconds[next(iter(calls))]
@@ -83,7 +83,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--size", nargs="+", default=["518x518", "832x480"], help="width x height")
-    parser.add_argument("--naive", default="96x96", help="size for the point by point reference, which takes minutes at 518")
+    parser.add_argument("--naive", default="96x96", help="size for the per-point reference, which takes minutes at 518x518")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +94,7 @@ def main(argv=None) -> None:
         width, height = (int(n) for n in size.split("x"))
         views = make_views(args.views, height, width, device)
         print(f"\n{args.views} views of {size}, {device.type}, {args.threads} threads")
-        print_table(run(contestants(views), device, args.repeats))
+        print_table(run(implementations(views), device, args.repeats))
         first, again = score_views(views), score_views(views)
         same = torch.equal(first.error_map.nan_to_num(-1), again.error_map.nan_to_num(-1))
         chance = (sorted_splat(views.images, views.depth, views) != sorted_splat(views.images, views.depth, views)).any(dim=-1)

@@ -1,10 +1,10 @@
-"""Scores rigid clips, their corrupted twins and clips that show no parallax, by every geometry scorer, into rows.jsonl.
+"""Scores rigid clips, their corrupted versions and clips without parallax with every geometry scorer, into rows.jsonl.
 
     python -m benchmarks.geometry.measure --seeds 100 140 --output rows.jsonl
 
-A row is a clip: its scene's seed, what was done to it, every scorer's error (lower is better; null where a scorer says that
-nothing can be said) and, where a box drifts, whether the error map's maximum lies on it. Clips that have a row are not
-rendered again, so that a run which was cut off goes on. `benchmarks.geometry.tables` makes the tables.
+Each row is a clip: its scene's seed, its corruption, every scorer's error (lower is better; null where the scorer's verdict is
+undetermined) and, where a box drifts, whether the error map's maximum lies on it. Clips that have a row are not rendered
+again, so an interrupted run can be resumed. `benchmarks.geometry.tables` makes the tables.
 """
 
 import argparse
@@ -40,12 +40,13 @@ TOY_KINDS = (
     RIGID, *(f"{name} {s}" for name in ("warp", "walls", "morph", "box") for s in (0.25, 0.5, 1.0)), "static", "slow", "pan",
 )  # fmt: skip
 TOY_DEFECTS = {"warp": "rubber_sheet", "walls": "breathing_walls", "morph": "texture_morph", "box": "drifting_object"}
-# Depth is in the clip's own truth: scorers that use it get what is there in each frame.
+# (frames uint8 [T, H, W, 3], views with true depth and poses, object mask [T, H, W]). Depth is that of each frame's own scene,
+# so a scene that changes over time has depth that changes with it.
 Rendered = tuple[Tensor, Views, Tensor]
 
 
 def room_clips(seed: int, frames: int, width: int, height: int, wanted: set[str]) -> Iterator[tuple[str, Rendered]]:
-    """(kind, (frames uint8 [T, H, W, 3], views with truth, object mask [T, H, W])) of one scene of room.py."""
+    """(kind, clip) for each wanted kind of one scene of room.py."""
     scene = room.draw_scene(seed, frames=frames, width=width, height=height)
     rigid = room.render(scene)
     changes = {"walls": "breathing", "morph": "morph", "box": "drift"}
@@ -65,7 +66,7 @@ def room_clips(seed: int, frames: int, width: int, height: int, wanted: set[str]
 
 
 def toy_clips(seed: int, wanted: set[str]) -> Iterator[tuple[str, Rendered]]:
-    """The same of the toy world: 64x64, 17 frames, the camera going forward or round the object."""
+    """The same for the toy world: 64x64, 17 frames, the camera moving forward or orbiting the object."""
     generator = torch.Generator().manual_seed(977 * seed + 11)
     attributes = replace(draw(generator), move=("forward", "orbit")[seed % 2], speed="fast")
     scene = renderer.draw_scene(attributes, generator)
@@ -90,7 +91,7 @@ def toy_clips(seed: int, wanted: set[str]) -> Iterator[tuple[str, Rendered]]:
 
 
 def measure(clip: Rendered, kind: str) -> dict:
-    """All scorers on one clip."""
+    """Errors, verdicts, measurements and seconds of all scorers on one clip."""
     frames, views, mask = clip
     row = {}
     start = time.perf_counter()
@@ -155,7 +156,7 @@ def _of(scored: Scored, name: str) -> dict:
 
 
 def _released(views: Views) -> tuple[float, float]:
-    """VideoGPA's 3DCS on true depth and poses: its MSE term, and with DSSIM where LPIPS weights would be needed."""
+    """VideoGPA's 3DCS on true depth and poses: (its MSE term, MSE plus DSSIM in place of LPIPS, which needs weights)."""
     planes = views.images.permute(3, 0, 1, 2).contiguous()
 
     def unlike(a: Tensor, b: Tensor) -> Tensor:
@@ -166,10 +167,10 @@ def _released(views: Views) -> tuple[float, float]:
 
 
 def _points_at(error: Tensor, mask: Tensor) -> bool | None:
-    """Whether the map's maximum lies on the object or a fortieth of the picture beside it; None where it is not seen."""
+    """Whether the map's maximum lies on the object, give or take a fortieth of the picture; None if it is not visible."""
     if float(mask.float().mean()) < 0.005 or not torch.isfinite(error).any():
         return None
-    # A single pixel's maximum is grain: the map is averaged over a twentieth of the picture first.
+    # The maximum of single pixels would be noise: the map is first averaged over a twentieth of the picture.
     side = max(1, min(mask.shape) // 20) | 1
     known = torch.isfinite(error).float()
     total = F.avg_pool2d(torch.nan_to_num(error)[None, None], side, 1, side // 2)[0, 0]

@@ -1,6 +1,7 @@
 """Epipolar-DPO's score as released: SIFT, Lowe's ratio, 8-point on all matches, mean square root of the Sampson distance.
 
-Every 15th frame, consecutive pairs, pixels of the clip; -1 where it fails. OpenCV finds and matches the points.
+It compares consecutive pairs of every 15th frame, at the clip's resolution, and gives -1 where no pair has enough matches.
+OpenCV finds and matches the points.
 """
 
 import cv2
@@ -15,7 +16,7 @@ LEAST = 20
 
 
 def epipolar_dpo(frames: Tensor) -> float:
-    """Mean over pairs, pixels, lower is better. frames: uint8 [T, H, W, 3]."""
+    """Mean error over pairs in pixels, lower is better, or -1. frames: uint8 [T, H, W, 3]."""
     sift, matcher = cv2.SIFT_create(), cv2.BFMatcher()
     found = [sift.detectAndCompute(cv2.cvtColor(f.numpy(), cv2.COLOR_RGB2GRAY), None) for f in frames[::EVERY]]
     errors = []
@@ -29,6 +30,6 @@ def epipolar_dpo(frames: Tensor) -> float:
         a = torch.tensor([ka[m.queryIdx].pt for m in good], dtype=torch.float64)
         b = torch.tensor([kb[m.trainIdx].pt for m in good], dtype=torch.float64)
         F = fundamental.fit(a, b, torch.ones(len(good), dtype=torch.float64))
-        # The release takes the root of the distance squared plus 1e-8.
+        # The released code takes the square root of the squared distance plus 1e-8.
         errors.append(float((fundamental.sampson(F, a, b).square() + 1e-8).sqrt().mean()))
     return sum(errors) / len(errors) if errors else -1.0

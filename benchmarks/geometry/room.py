@@ -1,8 +1,8 @@
-"""A textured room with boxes at video size, a camera path, and the truth: what geometry scorers are measured on.
+"""Ray-caster of a textured room with boxes at video resolution, with ground truth, for measuring geometry scorers.
 
-Axes follow OpenCV: x right, y down, z forward, in metres; pixel centres at integers. A clip depends on nothing but its Scene.
-The toy world's renderer is 64x64 with smooth patterns and one object; here are corners to track, occlusions and fast enough
-rays for 832x480. Defects of the scene (walls, box, textures) change the world between frames; `warp` bends the pictures.
+Axes follow OpenCV: x right, y down, z forward, in metres; pixel centres at integers. A clip depends on its Scene only.
+Unlike the toy world's renderer (64x64, smooth patterns, one object) it has corners to track and occlusions, and is fast enough
+for 832x480. Defects of the scene (walls, box, textures) change the world between frames; `warp` deforms the frames.
 """
 
 import math
@@ -21,7 +21,7 @@ STILL_MOVES = ("static", "slow", "zoom", "pan")
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is seen.
+    """Everything that determines a clip.
 
     seed: of textures, boxes and path; move: one of MOVES or STILL_MOVES; reach: metres of camera path over the clip;
     frames, width, height: of the clip; breathing: peak swing of the side and back walls, metres; drift: metres that a box
@@ -72,14 +72,14 @@ class _World:
 
 
 def draw_scene(seed: int, move: str | None = None, **sizes) -> Scene:
-    """A scene with a random path among MOVES, unless `move` says which."""
+    """A scene with a random camera path; `move` None: one of MOVES, by the seed."""
     u = torch.rand(2, generator=torch.Generator().manual_seed(7919 * seed + 1)).tolist()
     return Scene(seed, move or MOVES[seed % len(MOVES)], reach=0.6 + 0.8 * u[1], **sizes)
 
 
 @torch.no_grad()
 def render(scene: Scene) -> Clip:
-    """The clip and its truth."""
+    """The clip and its ground truth."""
     world, poses, K = _world(scene.seed), camera_poses(scene), intrinsics(scene)
     noise = torch.Generator().manual_seed(104729 * scene.seed + len(scene.move))
     frames, depths, masks = [], [], []
@@ -100,7 +100,7 @@ def render(scene: Scene) -> Clip:
 
 
 def warp(clip: Clip, pixels: float, seed: int) -> tuple[Clip, Tensor]:
-    """The clip on a rubber sheet, and the length [T, H, W] of its displacement.
+    """The clip warped by a smooth random displacement field, and the length [T, H, W] of the displacement in pixels.
 
     pixels: root mean square length of the displacement over the clip, for pictures of 480 lines.
     """
@@ -115,7 +115,7 @@ def warp(clip: Clip, pixels: float, seed: int) -> tuple[Clip, Tensor]:
         shift = F.interpolate(shift[None], (h, w), mode="bicubic", align_corners=True)[0]
         at = torch.stack([(x + shift[0]) * (2 / (w - 1)) - 1, (y + shift[1]) * (2 / (h - 1)) - 1], dim=-1)
         picture = frame.permute(2, 0, 1)[None].float()
-        # Bicubic, or the sheet would blur where it moves by half a pixel and sharpness would tell the clips apart.
+        # Bicubic: bilinear blurs at half-pixel displacements, and then sharpness alone would separate the clips.
         picture = F.grid_sample(picture, at[None], mode="bicubic", padding_mode="border", align_corners=True)[0]
         out.append(picture.permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8))
         lengths.append(shift.square().sum(0).sqrt())
@@ -123,7 +123,7 @@ def warp(clip: Clip, pixels: float, seed: int) -> tuple[Clip, Tensor]:
 
 
 def intrinsics(scene: Scene) -> Tensor:
-    """[T, 3, 3] pixels: about 62 degrees across, and a zoom of 1.4 where that is the move."""
+    """[T, 3, 3] in pixels: about 62 degrees of horizontal field of view; with move "zoom", focal length grows to 1.4 times."""
     focal = torch.full((scene.frames,), 0.83 * scene.width)
     if scene.move == "zoom":
         focal = focal * torch.linspace(1.0, 1.4, scene.frames)
@@ -188,13 +188,13 @@ def _world(seed: int) -> _World:
         x, z = places[i][0] + 0.5 * (u.pop() - 0.5), places[i][1] + 0.5 * (u.pop() - 0.5)
         boxes.append(_Box((x, floor - half[1], z), half, 1.57 * u.pop(), 6 + i))
     layers = torch.stack([_texture(generator) for _ in range(6 + len(boxes))])
-    # One tall picture, each texture with a rim of what continues it, so that one lookup serves all surfaces.
+    # One tall atlas, each texture padded periodically, so that one lookup serves all surfaces.
     atlas = F.pad(layers, (1, 1, 1, 1), mode="circular").permute(1, 0, 2, 3).reshape(3, -1, TEXELS + 2)
     return _World(2.6 + u.pop(), floor, -1.4 - 0.5 * u.pop(), 2.4 + 1.4 * u.pop(), -6.0, boxes, atlas)
 
 
 def _texture(generator: torch.Generator) -> Tensor:
-    """[3, TEXELS, TEXELS], periodic: clouds of several sizes and rectangles, as wallpaper, boards or posters have."""
+    """[3, TEXELS, TEXELS], periodic: noise of several scales and random rectangles."""
     base = torch.rand(3, generator=generator)[:, None, None] * 0.5 + 0.25
     out = base.expand(3, TEXELS, TEXELS).clone()
     for cells, weight in ((4, 0.12), (16, 0.12), (64, 0.10), (128, 0.05)):
@@ -207,7 +207,7 @@ def _texture(generator: torch.Generator) -> Tensor:
         x, y, w, h = (torch.rand(4, generator=generator) * torch.tensor([TEXELS, TEXELS, 90.0, 90.0])).long().tolist()
         colour = torch.rand(3, generator=generator)[:, None, None]
         out[:, y : y + h + 6, x : x + w + 6] = 0.5 * out[:, y : y + h + 6, x : x + w + 6] + 0.5 * colour
-    # Plain walls are as common as wallpaper.
+    # Random contrast: some walls are nearly plain.
     contrast = 0.15 + 0.85 * torch.rand(1, generator=generator)
     out = out.mean(dim=(1, 2), keepdim=True) + contrast * (out - out.mean(dim=(1, 2), keepdim=True))
     kernel = torch.tensor([0.25, 0.5, 0.25])
@@ -216,7 +216,7 @@ def _texture(generator: torch.Generator) -> Tensor:
 
 
 def _window(camera, centre, half, shape) -> tuple[slice, slice]:
-    """Rows and columns of a picture of `shape` that a box of any turn about y may cover. camera: 3x4 projection."""
+    """Rows and columns of an image of `shape` that a box with any rotation about y may cover. camera: 3x4 projection."""
     x, y, z = centre
     around, us, vs = math.hypot(half[0], half[2]), [], []
     for dx in (-around, around):
@@ -250,7 +250,7 @@ def _trace(scene: Scene, world: _World, o, d: Tensor, camera, phase: float) -> t
     shade = torch.where(flat, 1.0, torch.where(side, 0.85, 0.95))
     mask = torch.zeros_like(flat)
     for index, box in enumerate(world.boxes):
-        # The first box is the one to the left of the middle: it is what drifts.
+        # The first box, left of the middle, is the one that drifts.
         x, y, z = box.centre
         if index == 0 and scene.drift:
             angle = 6.28 * ((scene.seed * 0.618034) % 1.0)

@@ -1,4 +1,4 @@
-"""Tables of what benchmarks.geometry.measure found, as markdown and JSON.
+"""Tables of the results of benchmarks.geometry.measure, as markdown and JSON.
 
 python -m benchmarks.geometry.tables --rows ROWS.jsonl ... --output_dir benchmarks/geometry/results
 """
@@ -25,30 +25,30 @@ SIZES = {"room": "832x480, 49 frames (room.py)", "toy": "64x64, 17 frames (toy w
 
 
 def errors(row: dict, scorer: str) -> float:
-    """A clip's error; infinite where the scorer says nothing, so that it never wins. Epipolar-DPO's -1 is such a nothing."""
+    """A clip's error; infinite where it is undetermined, so that the clip never wins. Epipolar-DPO's -1 is undetermined."""
     value = row[scorer]
     return math.inf if value is None or (scorer == "epipolar_dpo" and value < 0) else value
 
 
 def share(answers: list[bool]) -> dict:
-    """{"right", "of"}: how many, of how many."""
+    """{"right": number of true answers, "of": number of answers}."""
     return {"right": sum(answers), "of": len(answers)}
 
 
 def rigid_wins(scenes: dict[int, dict[str, dict]], kind: str, scorer: str) -> dict:
-    """How often a scene's rigid clip has the smaller error than what was done to it."""
+    """How often a scene's rigid clip has a smaller error than its corrupted version of this kind."""
     pairs = [(s[RIGID], s[kind]) for s in scenes.values() if RIGID in s and kind in s]
     return share([errors(a, scorer) < errors(b, scorer) for a, b in pairs])
 
 
 def still_wins(scenes: dict[int, dict[str, dict]], kind: str, scorer: str) -> dict:
-    """How often a clip that shows little or no depth beats a rigid moving one, of any scene."""
+    """How often a clip with little or no parallax has a smaller error than a rigid moving clip of any scene."""
     rigid = [s[RIGID] for s in scenes.values() if RIGID in s]
     return share([errors(s[kind], scorer) < errors(r, scorer) for s in scenes.values() if kind in s for r in rigid])
 
 
 def gate(scenes: dict[int, dict[str, dict]], scorer: str) -> dict[str, dict]:
-    """How often the scorer tells clips that can be judged from those that cannot."""
+    """How often the scorer's measurability gate is right: moving clips pass, clips without parallax are undetermined."""
     rows = [row for s in scenes.values() for row in s.values()]
     judged = [r[f"{scorer}_verdict"] != UNDETERMINED for r in rows if r["kind"] not in STILL]
     out = {"moving clips are judged": share(judged)}
@@ -60,19 +60,19 @@ def gate(scenes: dict[int, dict[str, dict]], scorer: str) -> dict[str, dict]:
 
 
 def verdicts(scenes: dict[int, dict[str, dict]], kind: str, scorer: str) -> dict:
-    """How often a clip of a kind is called consistent, of those that are judged."""
+    """How often clips of a kind are found consistent, of those with a verdict."""
     found = [s[kind][f"{scorer}_verdict"] for s in scenes.values() if kind in s]
     return share([v == CONSISTENT for v in found if v != UNDETERMINED])
 
 
 def pointing(scenes: dict[int, dict[str, dict]], scorer: str) -> dict:
-    """How often an error map's maximum lies on the box that drifts, over frames in which it is seen."""
+    """How often an error map's maximum lies on the drifting box, over frames in which it is visible."""
     rows = [row for s in scenes.values() for row in s.values() if f"{scorer}_points" in row]
     return share([hit for row in rows for hit in row[f"{scorer}_points"] if hit is not None])
 
 
 def summarise(rows: list[dict]) -> dict:
-    """Every figure of one world."""
+    """All figures of one world."""
     scenes: dict[int, dict[str, dict]] = defaultdict(dict)
     for row in rows:
         scenes[row["seed"]][row["kind"]] = row
@@ -92,7 +92,7 @@ def summarise(rows: list[dict]) -> dict:
 
 
 def cell(found: dict) -> str:
-    """ "0.98 (39/40)", or with percents where the count is large."""
+    """Like "0.98 (39/40)"; four digits without the counts from 1000 answers on."""
     if not found["of"]:
         return ""
     value = found["right"] / found["of"]
@@ -100,7 +100,7 @@ def cell(found: dict) -> str:
 
 
 def table(title: str, figures: dict[str, dict[str, dict]]) -> str:
-    """A row a scorer, a column a kind."""
+    """Markdown with one row per scorer and one column per kind."""
     kinds = list(next(iter(figures.values())))
     lines = [f"| {title} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     lines += [f"| {SCORERS[s]} | " + " | ".join(cell(row[k]) for k in kinds) + " |" for s, row in figures.items()]

@@ -1,9 +1,9 @@
-"""Speed and memory of the geometry score without weights beside Epipolar-DPO's published scorer, all in one run.
+"""Speed and peak memory of the geometry score without weights compared with Epipolar-DPO's published scorer.
 
     python -m benchmarks.geometry.tracks_speed [--size 832x480] [--frames 49 81] [--threads 2] [--clips 3] [--rounds 3]
 
-Clips are rendered first (benchmarks.geometry.room). Times are medians over rounds and clips in which every contestant runs
-once, so that a busy machine is busy for all of them; memory is the growth of the process's peak resident set (Linux).
+Clips are rendered first (benchmarks.geometry.room). Times are medians over rounds and clips; in each, every implementation
+runs once, so that other load slows all of them. Memory is the growth of the process's peak resident set (Linux).
 """
 
 import argparse
@@ -17,8 +17,8 @@ from trainers.kernels.geometry.tracks import score_clip
 from . import published, room
 
 
-def contestants(frames: torch.Tensor) -> dict:
-    """Name -> call."""
+def implementations(frames: torch.Tensor) -> dict:
+    """Name -> call on frames uint8 [T, H, W, 3], the published scorer first."""
     return {
         "Epipolar-DPO as published (SIFT, OpenCV)": lambda: published.epipolar_dpo(frames),
         "ours, OpenCV backend": lambda: score_clip(frames, "opencv", pictures=False),
@@ -28,7 +28,7 @@ def contestants(frames: torch.Tensor) -> dict:
 
 
 def agreement(clips: list[torch.Tensor]) -> tuple[int, float]:
-    """How many clips both backends give the same verdict, and the largest relative difference of their residuals."""
+    """(number of clips with the same verdict from both backends, largest relative difference of their residuals)."""
     same, apart = 0, 0.0
     for frames in clips:
         ours, theirs = (score_clip(frames, backend, pictures=False).record for backend in ("torch", "opencv"))
@@ -42,7 +42,7 @@ def main(argv=None) -> None:
     parser.add_argument("--size", default="832x480", help="width x height")
     parser.add_argument("--frames", type=int, nargs="+", default=[49, 81])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clips", type=int, default=3, help="scenes, each with another camera move (3)")
+    parser.add_argument("--clips", type=int, default=3, help="number of scenes, each with a different camera move (3)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -52,7 +52,7 @@ def main(argv=None) -> None:
     for count in args.frames:
         sizes = {"frames": count, "width": width, "height": height}
         rendered = [room.render(room.draw_scene(200 + i, **sizes)) for i in range(args.clips)]
-        calls = [contestants(clip.frames) for clip in rendered]
+        calls = [implementations(clip.frames) for clip in rendered]
         memory = {name: extra_peak(call, device) for name, call in calls[0].items()}
         seconds = {name: [] for name in calls[0]}
         for _ in range(args.rounds):
