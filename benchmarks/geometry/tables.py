@@ -112,29 +112,29 @@ def compose(worlds: dict[str, dict]) -> str:
     parts = [
         "# Geometry scorers, measured\n",
         "`python -m benchmarks.geometry.measure`, then `python -m benchmarks.geometry.tables`. Ground truth is the "
-        "renderer's. Errors are compared, lower is better; a clip that a scorer calls undetermined never wins. 3DCS is given "
-        "true depth and poses; its LPIPS weights were not to be had, so that its MSE term stands alone, and with DSSIM. warp: "
-        "root mean square displacement in pixels at 480 lines (at 64x64 the toy world's strength); walls: metres that they "
-        "swing; morph: metres that textures flow; box: metres that a box slides over the clip. What was set by hand was set "
-        "on seeds 0 to 35 of room.py (tracks) and 0 to 9 of the toy world (dense); these are others. "
-        "In the toy world slow is the slow one of its two speeds, a third of the fast one, and not 15 %; Epipolar-DPO finds "
-        "too few matches in its pictures to say anything. Speed: tracks_speed.md and dense_speed.md.\n",
+        "renderer's. Errors are compared, lower is better; a clip whose verdict is undetermined never wins. 3DCS is given "
+        "true depth and poses; its LPIPS weights were not available, so its MSE term is shown alone and with DSSIM. warp: "
+        "root mean square displacement in pixels at 480 lines (at 64x64 the toy world's strength); walls: metres by which "
+        "they swing; morph: metres by which textures flow; box: metres by which a box slides over the clip. Constants were "
+        "tuned by hand on seeds 0 to 35 of room.py (tracks) and 0 to 9 of the toy world (dense), none of which is used here. "
+        "In the toy world slow is the lower of its two speeds, a third of the higher, and not 15 %; Epipolar-DPO finds "
+        "too few matches in its frames to give a score. Speed: tracks_speed.md and dense_speed.md.\n",
     ]
     for name, found in worlds.items():
         parts += [
             f"## {SIZES[name]}\n",
             f"{found['clips']} clips of {found['scenes']} scenes.\n",
-            "How often the rigid clip beats its twin on the same camera path:\n",
+            "How often the rigid clip beats its corrupted version on the same camera path:\n",
             table("", found["rigid wins"]) + "\n",
-            "How often a clip that shows little or no depth beats a rigid moving one (any scene's, so all pairs):\n",
+            "How often a clip with little or no parallax beats a rigid moving clip of any scene (all pairs):\n",
             table("", found["still wins"]) + "\n",
-            "How often it is called consistent, of the clips that are judged:\n",
+            "How often the verdict is consistent, of the clips that have a verdict:\n",
             table("", found["consistent"]) + "\n",
-            "The gate: " + "; ".join(
+            "Measurability gate: " + "; ".join(
                 f"{SCORERS[s]}: " + ", ".join(f"{k} {cell(v)}" for k, v in row.items()) for s, row in found["gate"].items()
             ) + ".\n",
-            "Pointing game, the error map's maximum lies on the drifting box (which covers "
-            f"{found['object share']:.1%} of the picture): "
+            "Pointing game: how often the error map's maximum lies on the drifting box (which covers "
+            f"{found['object share']:.1%} of the frame): "
             + ", ".join(f"{SCORERS[s]} {cell(v)}" for s, v in found["pointing"].items()) + ".\n",
         ]  # fmt: skip
     return "\n".join(parts)
