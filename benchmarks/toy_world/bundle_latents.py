@@ -1,8 +1,8 @@
-"""Writes a shard of latents of the toy world's training clips, with their captions: what the demo and the report fit on.
+"""Writes a shard of latents of the toy world's training clips with their captions, on which the demo and the report fit.
 
     python -m benchmarks.toy_world.bundle_latents --vae outputs/toy_world/toy_wan_vae.safetensors
 
-The file is what `python -m trainers.encode` would make of the clips, so every trainer reads it.
+The file is the same as `python -m trainers.encode` would write, so every trainer reads it.
 """
 
 from pathlib import Path

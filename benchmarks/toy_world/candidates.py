@@ -1,7 +1,7 @@
-"""Candidates for one caption: ordinary runs of many seeds, scored by heads on the way and judged at the end.
+"""Tables of Best-of-N candidates: many seeds of one caption, sampled to the end, scored by heads at several steps and judged.
 
-What any pruning plan would have kept follows from these tables, because a candidate that is dropped later than another is
-the same run up to there: nothing has to be sampled again for another plan.
+The winner under any pruning plan follows from these tables, because dropping a candidate does not change the others' runs:
+no plan needs new samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from .clips import scene_of
 from .easy_cache import draft
 
 COUNT = 16
-# Steps whose input is scored: densest where runs are still cheap to drop.
+# Steps whose input is scored: densest early, where dropping a run saves most.
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
-# How finished clips are read, as PRISM Score does.
+# Noise levels at which finished clips are scored, as in PRISM Score.
 FINISHED_SIGMAS = (0.1, 0.2, 0.3)
-# Steps at which the pixel judge looks at decoded noisy latents, and at decoded predictions.
+# Steps at which the judge reads decoded noisy latents and decoded predictions.
 JUDGED_STEPS = (3, 8)
 Heads = Mapping[str, Scorer]
 HEADS = {"query": "toy_prism_head.safetensors", "mean": "toy_prism_mean_head.safetensors"}
@@ -35,7 +35,7 @@ HEADS = {"query": "toy_prism_head.safetensors", "mean": "toy_prism_mean_head.saf
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption: what it says, and its embedding [words, width]."""
+    """A caption, its attributes, and its embedding [words, width]."""
 
     text: str
     attributes: Attributes
@@ -48,12 +48,12 @@ def caption_of(world: pipeline.ToyWorld, split: str, index: int) -> Caption:
 
 
 def seeds(index: int, count: int = COUNT) -> list[int]:
-    """Of a caption's candidates: no caption shares noise with another."""
+    """Seeds of a caption's candidates; no two captions share a seed."""
     return [1_000_000 + 100 * index + k for k in range(count)]
 
 
 def load_heads(folder: Path, dit: Path) -> dict[str, Scorer]:
-    """name -> head and backbone, cut after its last tap; those of HEADS that are in the folder."""
+    """name -> head with its backbone up to the last tap, for those of HEADS that are in the folder."""
     found = {}
     for name, file in HEADS.items():
         if (folder / file).exists():
@@ -64,10 +64,10 @@ def load_heads(folder: Path, dit: Path) -> dict[str, Scorer]:
 
 @torch.no_grad()
 def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int) -> dict[str, Tensor]:
-    """The tables of one caption: what the judge reads of N finished clips, their latents "z", and by head
+    """Tables of one caption: the judge's scores of N finished clips (oracle.<dimension> [N]), their latents "z", and by head
 
-    score.<head> [N, len(STEPS)]: of the states before those steps; finished.<head> [N]: of finished latents with a little
-    noise, as PRISM Score reads them.
+    score.<head> [N, len(STEPS)]: scores of the latents before those steps; finished.<head> [N]: scores of finished latents
+    with little noise, as in PRISM Score.
     """
     caption = caption_of(world, split, index)
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
@@ -84,7 +84,7 @@ def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int)
 
 @torch.no_grad()
 def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
-    """The same candidates under a step cache: "evaluations" [N], steps that each took, and finished.<head> [N]."""
+    """The same candidates under a step cache: "evaluations" [N], the steps computed for each, and finished.<head> [N]."""
     caption = caption_of(world, split, index)
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     z, evaluations = draft(lambda n: world.denoiser([caption.text] * n), pipeline.initial_noise(seeds(index, count)), path)
@@ -94,7 +94,7 @@ def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str,
 
 @torch.no_grad()
 def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
-    """What a judge of pixels makes of unfinished candidates: judge.noisy and judge.prediction, [N, len(JUDGED_STEPS)]."""
+    """The judge's overall scores of unfinished candidates: judge.noisy and judge.prediction, [N, len(JUDGED_STEPS)]."""
     caption = caption_of(world, split, index)
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     seen: dict[str, list[Tensor]] = {"noisy": [], "prediction": []}
@@ -118,7 +118,7 @@ def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str,
 
 
 def scores(heads: Heads, x: Tensor, sigma: float, caption: Caption) -> dict[str, Tensor]:
-    """head -> [N], mean over its dimensions. The backbone is run once for all."""
+    """head -> [N], mean over its dimensions. The backbone runs once for all heads."""
     n = len(x)
     if not heads:
         return {}
@@ -147,7 +147,7 @@ def of_reading(reading: judge.Reading, caption: Caption) -> dict[str, Tensor]:
 
 
 def sigmas_before(steps: Sequence[int] = STEPS) -> list[float]:
-    """The noise levels before steps."""
+    """The noise level of the input of each step."""
     path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     return [path[k] for k in steps]
 

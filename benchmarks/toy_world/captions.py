@@ -1,4 +1,4 @@
-"""The caption grammar of the toy world: five attributes, a handful of templates, combinations held out from training."""
+"""The caption grammar of the toy world: five attributes, a few templates, and combinations held out from training."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MOVES = ("still", "left", "right", "forward", "orbit")
 SPEEDS = ("slow", "fast")
 VALUES = {"colour": COLOURS, "shape": SHAPES, "room": ROOMS, "move": MOVES, "speed": SPEEDS}
 
-# Every word occurs once in a caption and says one thing, because Wan's cross-attention sees no positions.
+# Every word occurs once in a caption and has one meaning, because Wan's cross-attention has no positions.
 OBJECT = ("a {colour} {shape}", "one {colour} {shape}", "the {colour} {shape}")
 PLACE = (" in a {room} room", " inside a {room} room", ", {room} room")
 CAMERA = {
@@ -26,7 +26,7 @@ CAMERA = {
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says. speed is None where the camera holds still."""
+    """The attributes that a caption names. speed is None where the camera is still."""
 
     colour: str
     shape: str
@@ -46,14 +46,14 @@ def combinations() -> list[Attributes]:
 
 
 def is_held_out(a: Attributes) -> bool:
-    """One combination in eight, never shown in training, in a pattern in which every pair of values still occurs outside."""
+    """Whether the combination is one of the eighth that training never sees. Every pair of values still occurs in training."""
     speed = 0 if a.speed is None else 1 + SPEEDS.index(a.speed)
     code = COLOURS.index(a.colour) + 3 * SHAPES.index(a.shape) + 5 * ROOMS.index(a.room) + 7 * MOVES.index(a.move) + 2 * speed
     return code % 8 == 3
 
 
 def draw(generator: torch.Generator, held_out: bool = False) -> Attributes:
-    """Random attributes, each move and every other value equally likely, held out from training or not."""
+    """Random attributes, uniform over moves and over the values of each other attribute, held out from training or not."""
     while True:
         move = _choice(MOVES, generator)
         speed = None if move == "still" else _choice(SPEEDS, generator)
@@ -63,14 +63,14 @@ def draw(generator: torch.Generator, held_out: bool = False) -> Attributes:
 
 
 def caption(a: Attributes, generator: torch.Generator | None = None) -> str:
-    """A caption of at most 12 words. Without a generator the first template of each part."""
+    """A caption of at most 12 words from random templates; without a generator, from the first template of each part."""
     parts = (OBJECT, PLACE, CAMERA[a.move])
     chosen = [p[0] if generator is None else _choice(p, generator) for p in parts]
     return "".join(chosen).format(**dict(a.items()))
 
 
 def other_than(a: Attributes, attribute: str, generator: torch.Generator) -> Attributes:
-    """The same attributes but for another value of one: the material of wrong captions."""
+    """The same attributes with a different value of one of them, for wrong captions."""
     values = [v for v in VALUES[attribute] if v != getattr(a, attribute)]
     changed = a.__dict__ | {attribute: _choice(values, generator)}
     if changed["move"] == "still":
@@ -81,7 +81,7 @@ def other_than(a: Attributes, attribute: str, generator: torch.Generator) -> Att
 
 
 def vocabulary() -> list[str]:
-    """Every word of every caption, sorted; the comma is one."""
+    """All words of all captions, sorted; the comma counts as a word."""
     return sorted({word for text in every_caption() for word in text.replace(",", " , ").split()})
 
 

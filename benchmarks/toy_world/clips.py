@@ -1,4 +1,4 @@
-"""Numbered random clips of the toy world: clip i of a split is the same for ever, whoever renders it and in which order."""
+"""Numbered random clips of the toy world: clip i of a split depends on i and the split only."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from .captions import caption, draw
 from .renderer import Scene, draw_scene, render
 
-# Splits never share a clip. "unseen" holds the combinations of attributes that no training caption has.
+# Splits share no clip. "unseen" has only combinations of attributes that no training caption has.
 SPLITS = {"train": 0, "test": 1, "unseen": 2, "judge": 3, "judge_test": 4}
 
 

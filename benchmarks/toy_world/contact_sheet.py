@@ -1,4 +1,4 @@
-"""Draws clips as a picture: a row per clip, five of its frames, its caption beneath.
+"""Draws clips as one image: each clip a row of five frames with its caption below.
 
 python -m benchmarks.toy_world.contact_sheet --output sheet.png [--kind renders|reconstructions|samples] [--split unseen]
 """
@@ -19,7 +19,7 @@ ZOOM, LINE, COLUMNS = 2, 14, 2
 
 
 def draw(frames: Tensor, captions: list[str], columns: int = COLUMNS) -> Image.Image:
-    """Clips uint8 [N, 17, 3, H, W] and their captions -> picture."""
+    """Clips uint8 [N, 17, 3, H, W] and their captions -> image."""
     n, _, _, h, w = frames.shape
     width, height = len(SHOWN) * w * ZOOM + 8, h * ZOOM + LINE
     rows = -(-n // columns)

@@ -1,7 +1,7 @@
-"""Controlled defects of toy world clips, each with a strength from 0 (none) to 1 (plain to see), fixed by a seed.
+"""Controlled defects of toy world clips, each with a strength from 0 (none) to 1 (obvious), determined by a seed.
 
-PIXELS spoil frames; SCENES spoil the world before it is rendered, so that what is wrong is its geometry and not the
-picture; `wrong_caption` leaves the clip alone and lies about it.
+PIXELS change frames; SCENES change the scene before it is rendered, so that the geometry is wrong and the image quality is
+not; `wrong_caption` changes the caption only.
 """
 
 from dataclasses import replace
@@ -36,43 +36,43 @@ def corrupt(clip: Labelled, defect: str, strength: float = 1.0, seed: int = 0) -
 
 
 def blur(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Gaussian blur of up to 2 pixels. x: float [T, 3, H, W] in 0..255, as in all of these."""
+    """Gaussian blur of up to 2 pixels. x: float [T, 3, H, W] in 0..255, as for all defects of frames."""
     return _gaussian(x, 2.0 * strength)
 
 
 def noise(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """White noise of up to 30 grey levels, new in every frame."""
+    """White noise of up to 30 grey levels, independent in every frame."""
     return x + 30.0 * strength * torch.randn(x.shape, generator=generator)
 
 
 def over_smoothing(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Fine detail gone while strong edges stay: the median of 5x5 pixels, blended in."""
+    """Removes fine detail and keeps strong edges: blends in the median of 5x5 pixels."""
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
     around = padded.unfold(2, 5, 1).unfold(3, 5, 1).flatten(4)
     return x + strength * (around.median(dim=-1).values - x)
 
 
 def jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Every frame shifted on its own by up to 3 pixels: a shaking hand."""
+    """Shifts every frame independently by up to 3 pixels, like a shaking camera."""
     shift = 3.0 * strength * (2 * torch.rand(x.shape[0], 2, generator=generator) - 1)
     return _sample(x, shift[:, None, None].expand(-1, SIZE, SIZE, -1))
 
 
 def rubber_sheet(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """A smooth displacement of up to about 4 pixels that changes over the clip: space itself wobbles."""
+    """Warps frames by a smooth displacement field of up to about 4 pixels that changes over the clip."""
     coarse = torch.randn(1, 2, 5, 4, 4, generator=generator)
     field = F.interpolate(coarse, (x.shape[0], SIZE, SIZE), mode="trilinear", align_corners=True)[0]
     return _sample(x, 2.5 * strength * field.permute(1, 2, 3, 0))
 
 
 def freeze(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """The clip stops: its last frames, up to all but the first, repeat the one before them."""
+    """Freezes the clip: its last frames, up to all but the first, repeat the frame before them."""
     last = round((1 - strength) * (x.shape[0] - 1))
     return x[torch.arange(x.shape[0]).clamp(max=last)]
 
 
 def drifting_object(scene: Scene, strength: float, generator: torch.Generator) -> Scene:
-    """The object slides over the floor by up to 1 m, although captions and camera know nothing of it."""
+    """The object slides over the floor by up to 1 m."""
     angle = float(torch.rand((), generator=generator)) * 6.2832
     x, z = torch.tensor(angle).cos(), torch.tensor(angle).sin()
     return replace(scene, drift=(float(x) * strength / 16, float(z) * strength / 16))
@@ -89,7 +89,7 @@ def texture_morph(scene: Scene, strength: float, generator: torch.Generator) -> 
 
 
 def wrong_caption(clip: Labelled, strength: float, generator: torch.Generator) -> str:
-    """A caption that is wrong in one attribute, from strength 0.5 in two."""
+    """A caption with one wrong attribute, or with two from strength 0.5 on."""
     a = clip.scene.attributes
     if strength == 0:
         return clip.caption

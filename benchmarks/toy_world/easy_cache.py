@@ -1,8 +1,8 @@
-"""Sampling with a step cache after EasyCache (arXiv 2507.02860): forwards whose output hardly changes are not run.
+"""EasyCache (arXiv 2507.02860): sampling with a step cache that skips forwards whose output would hardly change.
 
-The change of the output since the last forward that was run is estimated from that of the input by their last known ratio;
-while its sum stays under a threshold, the output is the input plus what the network added last. Every clip decides for
-itself. Defaults are those of ComfyUI's node.
+The change of the output since the last computed forward is estimated from the change of the input by their last known ratio.
+While the accumulated change is under a threshold, the output is the input plus the network's last output minus its input.
+Steps are skipped for each clip separately. Defaults are those of ComfyUI's node.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ def draft(
     start: float = START,
     end: float = END,
 ) -> tuple[Tensor, Tensor]:
-    """(latents [N, ...] after the Euler steps of path, steps [N] whose forwards were run).
+    """(latents [N, ...] after the Euler steps of path, number of computed steps [N]).
 
     denoiser_of(n): a trainers.wan.sampling.Denoiser for n clips of the caption. start, end: shares of the steps between
-    which forwards may be left out.
+    which forwards may be skipped.
     """
     n, steps = len(x), len(path) - 1
     denoisers: dict[int, object] = {}

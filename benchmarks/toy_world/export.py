@@ -1,8 +1,8 @@
-"""Writes the committed stack as the folders that ComfyUI and diffusers read.
+"""Exports the committed stack to the folder layouts that ComfyUI and diffusers read.
 
     python -m benchmarks.toy_world.export --comfyui /path/to/ComfyUI/models --diffusers outputs/toy_wan_diffusers
 
-ComfyUI: Load Diffusion Model and Load VAE take the files as they are; CLIPLoader knows the sizes of umt5-xxl only and needs
+ComfyUI: Load Diffusion Model and Load VAE read the files unchanged; CLIPLoader supports the sizes of umt5-xxl only and needs
 the node pack tests/comfy/tiny_umt5_shim for this text encoder. Sample with ModelSamplingSD3 at shift 3, euler, simple.
 """
 
@@ -61,7 +61,7 @@ def tokenizer(text: text_encoder.TextEncoder):
     from transformers import PreTrainedTokenizerFast
 
     spiece = text.tokenizer
-    # Whole words before letters, whatever the trainer's scores: sentencepiece treats words as "user defined" and does so, too.
+    # Scores prefer whole words over letters, as sentencepiece does with words that are "user defined".
     pieces = [spiece.id_to_piece(i) for i in range(spiece.get_piece_size())]
     known = Tokenizer(models.Unigram([(p, 0.0 if len(p) > 2 else -10.0) for p in pieces], unk_id=text_encoder.UNKNOWN))
     known.normalizer = normalizers.NFKC()
@@ -83,7 +83,7 @@ def main(argv=None) -> int:
     parser.add_argument("--diffusers", type=Path, metavar="DIR", help="a folder to write a WanPipeline into")
     args = parser.parse_args(argv)
     if not (args.comfyui or args.diffusers):
-        parser.error("say --comfyui DIR, --diffusers DIR or both")
+        parser.error("give --comfyui DIR, --diffusers DIR or both")
     if args.comfyui:
         print(*to_comfyui(args.comfyui, args.weights), sep="\n")
     if args.diffusers:

@@ -1,4 +1,4 @@
-"""Shell-LCC guidance as a hook on the toy world's sampling, in every variant that the report compares."""
+"""Shell-LCC guidance as a hook on the toy world's sampling, in all variants that the report compares."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from trainers.kernels.shell_lcc.pull import descend, project
 from .pipeline import SHIFT, Hook
 
 TRUST = 0.2
-# Beyond the node's own methods: a push of project's length in a random direction, the control; and each token to the
-# held-out quantile of its own rank within the clip, which keeps the order of rough and smooth places.
+# Beyond the node's methods: "random", the control, moves tokens as far as `project` in a random direction; "quantile" moves
+# each token to the held-out quantile of its rank within the clip, which keeps the order of the distances.
 METHODS = ("project", "band", "gradient", "minimise", "random", "quantile")
-# What each step's target is read from: real latents, or the model's own predictions for real latents noised to that sigma.
+# Source of each step's target: real latents, or the model's own predictions for real latents noised to that sigma.
 TARGETS = ("latents", "predictions")
 
 
@@ -30,7 +30,7 @@ TARGETS = ("latents", "predictions")
 class Guidance:
     """One setting under test. start, end: shares of the noise schedule, as on the node.
 
-    patch: side of the squares of positions that make a token, 1 as in the paper; its manifold is one of such tokens.
+    patch: side of the squares of positions that form a token, 1 as in the paper; the manifold must be one of such tokens.
     """
 
     method: str = "project"
@@ -42,11 +42,11 @@ class Guidance:
     patch: int = 1
 
     def window(self, shift: float) -> tuple[float, float]:
-        """(lowest, highest) sigma at which it acts."""
+        """(lowest, highest) sigma at which guidance is active."""
         return _shifted(1.0 - self.end, shift), _shifted(1.0 - self.start, shift)
 
     def hook(self, manifold: ShellManifold, table: "SigmaTable | None", seed: int, shift: float = SHIFT) -> Hook:
-        """Corrects x0 at the steps of the window. seed: of the random directions."""
+        """A hook that corrects x0 at the steps of the window. seed: of the random directions."""
         low, high = self.window(shift)
         generator = torch.Generator().manual_seed(seed)
 
@@ -84,7 +84,7 @@ class Guidance:
 
 
 def patches(z: Tensor, side: int) -> Tensor:
-    """Latents [B, C, T, H, W] -> [B, C side^2, T, H - side + 1, W - side + 1], every square of positions a token."""
+    """Latents [B, C, T, H, W] -> [B, C side^2, T, H - side + 1, W - side + 1]: one token per (overlapping) square."""
     if side == 1:
         return z
     b, c, t, h, w = z.shape
@@ -93,7 +93,7 @@ def patches(z: Tensor, side: int) -> Tensor:
 
 
 def merge(x: Tensor, side: int) -> Tensor:
-    """The inverse of `patches`: squares overlap, a position is the mean of what they make of it."""
+    """The inverse of `patches`: each position is the mean over the squares that contain it."""
     if side == 1:
         return x
     b, d, t, h, w = x.shape
@@ -104,7 +104,7 @@ def merge(x: Tensor, side: int) -> Tensor:
 
 
 def patch_space(side: int) -> LatentSpace:
-    """The latent space that `patches` of Wan 2.1 latents are in."""
+    """The latent space of `patches` of Wan 2.1 latents."""
     channels = WAN21.channels * side * side
     return replace(WAN21, id=f"wan21_{side}x{side}", channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
 
@@ -131,7 +131,7 @@ def match_quantiles(coder, z: Tensor, c: Calibration, clips: int, strength: floa
 
 @dataclass(frozen=True)
 class SigmaTable:
-    """Calibrations of the model's own predictions, one a noise level. sigmas: [S]."""
+    """Calibrations of the model's own predictions, one per noise level. sigmas: [S]."""
 
     sigmas: Tensor
     calibrations: list[Calibration]
@@ -156,7 +156,7 @@ class SigmaTable:
 
     @classmethod
     def of_distances(cls, sigmas: Tensor, distances: Tensor) -> "SigmaTable":
-        """From distance maps [S, N, T, H, W] of predictions for N clips at each sigma."""
+        """Calibrates on distance maps [S, N, T, H, W] of predictions for N clips at each sigma."""
         return cls(sigmas, [calibrate(list(one)) for one in distances])
 
 

@@ -1,7 +1,7 @@
-"""Batches of clips made and read by the judge, in several processes, each kept on disk so that a cut-off run goes on.
+"""Batches of clips, generated and judged in several processes; results are kept on disk, so an interrupted run can be resumed.
 
-A job is eight clips of one kind. Its result is a dict of tensors, first dimension clips: what the judge read, and for
-samples the latents. Nothing but the job, the weights and the manifold decides it, so they make its file's name.
+A job is up to eight clips of one kind. Its result is a dict of tensors whose first dimension is clips: the judge's readings,
+and for samples the latents. It is determined by the job, the weights and the manifold, from which its file's name is made.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ from .guidance import Guidance, SigmaTable
 from .pipeline import Hook
 
 BATCH = 8
-# To be raised whenever a job's result changes for another reason than its file's name tells.
+# To be raised when the results of jobs change for a reason that their file names do not contain.
 VERSION = 1
-# Siblings: for every clip so many other scenes of its caption, the distribution that its samples should come from.
+# Siblings: how many other scenes of its caption are rendered for each clip, as the distribution that samples should match.
 SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
-# Tables of one caption's candidates; the clips of such a job are the seeds of clip `start`'s caption.
+# Tables of one caption's candidates; the clips of such a job are seeds of the caption of clip `start`.
 TABLES = {"candidates": candidates.run, "drafts": candidates.run_drafts, "judged": candidates.run_judged}
 DAMAGES = {"half blur": half_blur, "noise": add_noise}
 
 
 @dataclass(frozen=True)
 class Files:
-    """What jobs are done with. patches (a manifold of 2x2 squares), table and heads may be missing where no job needs them."""
+    """The inputs of jobs. patches (a manifold of 2x2 squares), table and heads may be missing where no job needs them."""
 
     weights: Path
     judge: Path
@@ -50,7 +50,7 @@ class Files:
     heads: Path
 
     def digest(self) -> str:
-        """16 hexadecimal digits of everything but patches and table, which follow from the rest, and heads."""
+        """16 hexadecimal digits of all files but heads, and but patches and table, which are derived from the others."""
         found = hashlib.sha256(f"{VERSION} {pipeline.STEPS} {pipeline.CFG} {pipeline.SHIFT}".encode())
         for path in (*sorted(self.weights.glob("*.safetensors")), self.judge, self.manifold):
             found.update(path.name.encode() + path.read_bytes())
@@ -69,7 +69,7 @@ class Job:
     """Clips start to start + count of a split. guidance: of samples and of refined latents, None without any.
 
     kind: renders, reconstructions (renders through the VAE), samples, predictions, one of SIBLINGS, or "refined <damage>":
-    latents of renders with a DAMAGE done to them, corrected once by the guidance; or one of TABLES, see there.
+    latents of renders with one of DAMAGES applied, then corrected once by the guidance; or one of TABLES.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Job:
 
 
 class Worker:
-    """One process's models."""
+    """The models of one process, and the jobs run with them."""
 
     def __init__(self, files: Files):
         self.world, self.judge = pipeline.load(files.weights), judge.load(files.judge)
@@ -167,7 +167,7 @@ def split_up(kind: str, split: str, count: int, guidance: Guidance | None = None
 
 
 def run(jobs: Sequence[Job], files: Files, folder: Path, processes: int, title: str) -> dict[Job, dict[str, Tensor]]:
-    """Results of all jobs; those whose file is in `folder` are read from it."""
+    """Results of all jobs. Jobs whose file is in `folder` are not run again."""
     plain, with_heads = files.digest(), f"{files.digest()}-{files.heads_digest()}"
     paths = {job: folder / job.name(with_heads if job.kind in TABLES else plain) for job in jobs}
     missing = [job for job, path in paths.items() if not path.exists()]
@@ -189,7 +189,7 @@ def run(jobs: Sequence[Job], files: Files, folder: Path, processes: int, title: 
 
 
 def gather(results: dict[Job, dict[str, Tensor]], jobs: Sequence[Job]) -> dict[str, Tensor]:
-    """The results of some jobs as one, in their order."""
+    """The results of some jobs, concatenated in their order."""
     return {k: torch.cat([results[job][k] for job in jobs]) for k in results[jobs[0]]}
 
 

@@ -1,8 +1,8 @@
-"""The oracle judge: reads a clip's pixels and says what it shows, how sharp, smooth and rigid it is.
+"""The oracle judge: classifies a clip's attributes from its pixels and measures how sharp, smooth and rigid it is.
 
-It knows the toy world's renderer and nothing of latents or of the models under test, so that it can stand in for human
-preference. Two small networks, trained on renders by `train_judge`: Looks reads colour, shape and room off single frames,
-Motion reads camera move and speed, and whether the world is rigid, off all frames. The rest is arithmetic.
+It is trained on renders of the toy world and uses neither latents nor the models under test, so that it can replace human
+preference. Two small networks, trained by `train_judge`: Looks classifies colour, shape and room from single frames; Motion
+classifies camera move, speed and rigidity from all frames. All other figures are computed directly.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ LOOKS = ("colour", "shape", "room")
 MOTION = ("move", "speed")
 LOOK_FRAMES = (0, 4, 8, 12, 16)
 FEATURES = 64
-# Sharpness is relative to renders of the same room, whose means train_judge stores: a brick wall has more edges than a board.
+# Sharpness is relative to renders of the same room, whose means train_judge stores: brick walls have more edges than wood.
 REFERENCE = ("laplacian", "high_frequency")
 DIMENSIONS = ("alignment", "sharpness", "smoothness", "dynamics", "rigidity")
 
 
 class Looks(nn.Module):
-    """Frames [N, 3, 64, 64] in 0..1 -> features [N, 32] -> logits. It also learns how blurred and noisy a frame is."""
+    """Frames [N, 3, 64, 64] in 0..1 -> features [N, 32] -> logits, and estimates of blur and noise as "quality"."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class Looks(nn.Module):
 
 
 class Motion(nn.Module):
-    """Grey clips [N, 17, 64, 64] in 0..1 -> features [N, 32] -> logits of move, speed and rigid or not."""
+    """Grey clips [N, 17, 64, 64] in 0..1 -> features [N, 32] -> logits of move, speed and rigidity."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class Motion(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge sees in N clips.
+    """The judge's results for N clips.
 
     probabilities: attribute -> [N, values]; rigid: [N], probability that the world is rigid; features: [N, 64];
     laplacian, high_frequency, roughness, dynamics: [N], see `measure`; reference: means over renders, see Judge.
@@ -79,7 +79,7 @@ class Reading:
     reference: dict[str, Tensor]
 
     def relative(self, truth: list[Attributes], figure: str) -> Tensor:
-        """[N]: laplacian or high_frequency over its mean in renders of the room that the clip should show."""
+        """[N]: laplacian or high_frequency over its mean in renders of the room in the caption."""
         rooms = torch.tensor([ROOMS.index(a.room) for a in truth])
         return getattr(self, figure) / self.reference[figure][rooms]
 
@@ -91,9 +91,9 @@ class Reading:
     def scores(self, truth: list[Attributes]) -> dict[str, Tensor]:
         """dimension -> [N] in 0..1, and "overall", their geometric mean.
 
-        alignment: geometric mean of the captioned values' probabilities; sharpness: 1 where Laplacian variance is that of
-        renders of the room, falling to either side; smoothness: 1 where nothing jerks; dynamics: 1 where a moving camera moves
-        the picture and a still one does not; rigidity: probability of a rigid world.
+        alignment: geometric mean of the captioned values' probabilities; sharpness: 1 where Laplacian variance equals that of
+        renders of the room, lower on either side; smoothness: 1 without jerks; dynamics: 1 where frames change under a moving
+        camera and do not under a still one; rigidity: probability of a rigid world.
         """
         logs = torch.zeros(len(truth))
         counts = torch.zeros(len(truth))
@@ -116,10 +116,10 @@ class Reading:
 
 
 class FrechetTarget:
-    """Clips to which others' Frechet distance is taken: M signatures, each component in units of its own spread there.
+    """Target of Frechet distances: M signatures of clips, each component in units of its own standard deviation.
 
-    A signature is the networks' features and the logarithms of the four measured figures: the networks learnt to look
-    through blur and noise, so alone they would not see it. Components that never vary in the target are left out.
+    A signature is the networks' features and the logarithms of the four measured figures: the networks are trained to be
+    invariant to blur and noise, so their features alone would not show it. Components constant in the target are left out.
     """
 
     def __init__(self, reading: dict[str, Tensor]):
@@ -134,7 +134,7 @@ class FrechetTarget:
         return (signatures[:, self.kept] - self.centre) / self.spread
 
     def distance(self, normalised: Tensor) -> float:
-        """Squared Frechet distance of what `normalise` gave, [N, kept], to the target."""
+        """Squared Frechet distance between normalised signatures [N, kept] and the target."""
         return frechet(normalised, self.target)
 
 
@@ -184,8 +184,8 @@ def measure(frames: Tensor) -> dict[str, Tensor]:
     """Absolute figures of clips uint8 [N, T, 3, H, W], each [N].
 
     laplacian: variance of the 4-neighbour Laplacian of luma; high_frequency: share of the spectrum's power (without the
-    mean) above half the Nyquist frequency; roughness: mean |second| over mean |first| difference in time, of pixels
-    averaged 8x8, which a smooth camera moves smoothly; dynamics: mean |first difference| in grey levels, unaveraged.
+    mean) above half the Nyquist frequency; roughness: mean |second| over mean |first| difference in time of 8x8 pixel
+    means, small under smooth camera motion; dynamics: mean |first difference| of pixels in grey levels.
     """
     y = grey(frames)
     inner = y[..., 1:-1, 1:-1]
@@ -199,14 +199,14 @@ def measure(frames: Tensor) -> dict[str, Tensor]:
     return {
         "laplacian": (around - 4 * inner).flatten(1).var(dim=1),
         "high_frequency": (power * high).flatten(1).sum(dim=1) / power.flatten(1).sum(dim=1).clamp(min=1e-9),
-        # Where nothing moves, half a grey level of rounding must not count as jerks.
+        # In still clips, half a grey level of rounding must not count as jerks.
         "roughness": second / (first + 0.5),
         "dynamics": y.diff(dim=1).abs().mean(dim=(1, 2, 3)),
     }
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Squared Frechet distance of two Gaussians fitted to features [N, D] and [M, D]."""
+    """Squared Frechet distance between Gaussians fitted to features [N, D] and [M, D]."""
     a, b = a.double(), b.double()
     ca, cb = (torch.cov(x.T) + 1e-6 * torch.eye(x.shape[1], dtype=x.dtype) for x in (a, b))
     values, vectors = torch.linalg.eigh(ca)

@@ -1,6 +1,6 @@
-"""Muon: momentum whose update is replaced by the nearest orthogonal matrix (Jordan et al. 2024), for weight matrices.
+"""Muon (Jordan et al. 2024): momentum whose update is replaced by the nearest orthogonal matrix, for weight matrices.
 
-On one core, steps are what is scarce: on the toy world's VAE it needed about a third of AdamW's.
+On the toy world's VAE it needed about a third of AdamW's steps.
 """
 
 import torch
@@ -26,14 +26,15 @@ class Muon(torch.optim.Optimizer):
                 momentum = state.setdefault("momentum", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 1 - group["beta"])
                 update = orthogonal(p.grad.lerp(momentum, group["beta"]).flatten(1))
-                # Tall matrices get larger updates, so that outputs change by as much whatever the shape.
+                # Tall matrices get larger updates, so that the change of outputs does not depend on the shape.
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonal(m: Tensor) -> Tensor:
-    """[R, C] -> the nearest matrix of orthonormal rows or columns, nearly: five Newton-Schulz steps leave 0.7 to 1.2."""
+    """[R, C] -> approximately the nearest (semi-)orthogonal matrix: singular values of 0.7 to 1.2 after five Newton-Schulz
+    steps."""
     tall = m.shape[0] > m.shape[1]
     x = m.T if tall else m
     x = x / (x.norm() + 1e-8)
