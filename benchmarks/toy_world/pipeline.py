@@ -1,7 +1,7 @@
-"""Text to clip with the toy world's stack, on a CPU, with a hook on every step's x0.
+"""Text-to-video with the toy world's stack on a CPU, with a hook on every step's x0.
 
-Sampling is what ComfyUI does with a Wan model in its stock workflow: noise of the seed from the CPU generator, the shifted
-schedule "simple", classifier-free guidance on the predictions, Euler steps. Latents are normalised, [N, 16, 5, 8, 8].
+Sampling follows ComfyUI's stock workflow for Wan: noise from the seed by the CPU generator, the shifted schedule "simple",
+classifier-free guidance on the predictions, Euler steps. Latents are normalised, [N, 16, 5, 8, 8].
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class ToyWorld:
     ) -> Tensor:
         """Normalised latents [N, 16, 5, 8, 8] of one clip per caption and seed.
 
-        hook: (x0 [N, 16, 5, 8, 8] after guidance, normalised; sigma in (0, 1]; step from 0) -> x0 to go on with.
+        hook: (x0 [N, 16, 5, 8, 8] after guidance, normalised; sigma in (0, 1]; step from 0) -> x0 to continue with.
         """
         denoiser = self.denoiser(captions, cfg, negative)
         return euler(denoiser, initial_noise(seeds), sigmas(steps, shift).tolist(), hook)
@@ -57,7 +57,7 @@ class ToyWorld:
         return self.denoiser(captions, cfg, negative).x0(x, sigma)
 
     def denoiser(self, captions: Sequence[str], cfg: float = CFG, negative: str = "") -> Denoiser:
-        """The velocity of a batch of captions."""
+        """A denoiser for a batch of captions."""
         return Denoiser(self.dit, self.text.words(captions), self.text.words([negative])[0], cfg)
 
     @torch.no_grad()
@@ -68,12 +68,12 @@ class ToyWorld:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames uint8 [N, 17, 3, 64, 64] -> normalised latents [N, 16, 5, 8, 8], the posterior's means."""
+        """Frames uint8 [N, 17, 3, 64, 64] -> normalised latents [N, 16, 5, 8, 8], the means of the posterior."""
         return WAN21.normalise(torch.cat([self.vae.encode(x).latent_dist.mode() for x in as_video(frames).split(1)]))
 
 
 def load(folder: str | Path = weights.FOLDER) -> ToyWorld:
-    """The committed stack, or another folder's."""
+    """Loads the stack from a folder, by default the committed one."""
     folder = Path(folder)
     return ToyWorld(
         weights.load_dit(folder / weights.DIT),
@@ -83,5 +83,5 @@ def load(folder: str | Path = weights.FOLDER) -> ToyWorld:
 
 
 def initial_noise(seeds: Sequence[int]) -> Tensor:
-    """Unit noise [N, 16, 5, 8, 8], each clip's from its own seed, as ComfyUI makes it."""
+    """Unit noise [N, 16, 5, 8, 8], each clip's from its own seed, the same as ComfyUI's."""
     return noise(LATENT_SHAPE, seeds)

@@ -21,7 +21,7 @@ GREY, BLUE, ORANGE = "0.55", "tab:blue", "tab:orange"
 
 
 def stack(rows, path: Path) -> None:
-    """Share of attributes read right, by kind of clip."""
+    """Share of attributes that the judge classifies correctly, by kind of clip."""
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     place = np.arange(len(VALUES))
     width = 0.8 / len(rows)
@@ -36,7 +36,7 @@ def stack(rows, path: Path) -> None:
 
 
 def shell_lcc(rows, path: Path) -> None:
-    """A panel a figure, a line a setting; the band is the interval without guidance."""
+    """One panel per figure, one line per setting; the shaded band is the interval without guidance."""
     size = (3.1 * len(PANELS), 0.32 * len(rows) + 1.2)
     figure, axes = plt.subplots(1, len(PANELS), figsize=size, sharey=True, layout="constrained")
     place = np.arange(len(rows))[::-1]
@@ -54,7 +54,7 @@ def shell_lcc(rows, path: Path) -> None:
 
 
 def prism(levels, rows, path: Path) -> None:
-    """Left: accuracy by noise level and scorer. Right: gain over a random seed by cost, a line a choice, its points N."""
+    """Left: accuracy by noise level and scorer. Right: gain over a random seed by cost, one line per choice, points by N."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name in sorted({n for level in levels for n in level.accuracy}):
         seen = [(level.sigma, level.accuracy[name]) for level in levels[:-1] if name in level.accuracy]

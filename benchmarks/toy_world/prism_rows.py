@@ -1,8 +1,8 @@
-"""Rows of the report for PRISM: how often heads order same-model seeds as the oracle does, and what early Best-of-N gains.
+"""Rows of the report for PRISM: pairwise accuracy of heads against the oracle, and the gain of early Best-of-N.
 
-Held-out captions, whose combinations of attributes neither the DiT nor the heads were trained on. The oracle is the judge's
-overall score of the finished clip. Plans are played over tables of candidates (see `candidates`): subsets of N of a caption's
-candidates stand for N seeds, and figures are means over many subsets, with intervals over captions.
+Captions are held out: neither the DiT nor the heads were trained on their combinations of attributes. The oracle is the
+judge's overall score of the finished clip. Plans are simulated on tables of candidates (see `candidates`): subsets of N of a
+caption's candidates represent N seeds, and figures are means over many subsets, with intervals over captions.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from .statistics import Estimate
 SPLIT = "unseen"
 SIZES = (4, 8, 16)
 SUBSETS = 64
-# Scores that differ by no more are a tie, and left out of accuracies.
+# Pairs whose oracle scores differ by no more are ties and are excluded from accuracies.
 TIE = 0.02
-# Before steps 3, 5 and 8 of 20 at shift 3: Best-of-8 for 33 % of its blocks. Chosen on training captions.
+# Before steps 3, 5 and 8 of 20 at shift 3: Best-of-8 at 33 % of its blocks. Chosen on training captions.
 HALVING = (0.945, 0.901, 0.819)
 EARLY = (0.945,)
 DRAFTED = 8
@@ -33,8 +33,8 @@ CLOCKED = 6
 
 
 @dataclass(frozen=True)
-class Level:
-    """Accuracies of ordered pairs at one noise level, by scorer; an Estimate each."""
+class SigmaAccuracy:
+    """Pairwise accuracies at one noise level: scorer -> Estimate."""
 
     sigma: float
     accuracy: dict[str, Estimate]
@@ -42,9 +42,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to choose among N. oracle: of the chosen; gain: over a random choice; share: of the gain of full Best-of-N
-    with the same head (None where that gain's interval reaches zero); evaluations, blocks: of one choice; blocks_share: of N
-    full runs'."""
+    """One way to choose among N seeds.
+
+    oracle: score of the chosen one; gain: over a random choice; share: of the gain of full Best-of-N with the same head (None
+    where the interval of that gain includes zero); evaluations, blocks: cost of one choice; blocks_share: of the blocks of N
+    full runs.
+    """
 
     size: int
     name: str
@@ -57,7 +60,7 @@ class Row:
 
 
 def jobs(captions: int) -> dict[str, list[Job]]:
-    """What must be made."""
+    """The jobs that the rows need, by kind."""
     return {
         "candidates": [Job("candidates", SPLIT, i, candidates.COUNT) for i in range(captions)],
         "drafts": [Job("drafts", SPLIT, i, DRAFTED) for i in range(captions)],
@@ -66,21 +69,22 @@ def jobs(captions: int) -> dict[str, list[Job]]:
 
 
 def tables(results: dict, part: Sequence[Job]) -> dict[str, Tensor]:
-    """The results of some jobs with captions as a dimension of their own: [captions, candidates, ...]."""
+    """The results of some jobs, stacked by caption: [captions, candidates, ...]."""
     found = gather(results, part)
     return {k: v.view(len(part), -1, *v.shape[1:]) for k, v in found.items()}
 
 
 def accuracy(scores: Tensor, oracle: Tensor) -> Tensor:
-    """Share of a caption's decided pairs ordered right, [captions], NaN where all are ties. Both [captions, N]."""
-    gap, told = (x[:, :, None] - x[:, None, :] for x in (oracle, scores))
+    """Share [captions] of pairs without ties that scores order as the oracle does, NaN where all are ties. Both are
+    [captions, N]; equal scores count as half."""
+    gap, predicted = (x[:, :, None] - x[:, None, :] for x in (oracle, scores))
     decided = gap > TIE
-    right = (told > 0).double() + 0.5 * (told == 0).double()
+    right = (predicted > 0).double() + 0.5 * (predicted == 0).double()
     return (right * decided).sum(dim=(1, 2)) / decided.sum(dim=(1, 2))
 
 
-def accuracies(pool: dict[str, Tensor], judged: dict[str, Tensor]) -> list[Level]:
-    """By noise level: heads, and where it looked the judge of pixels; "finished" as the lowest level, 0.1 to 0.3."""
+def accuracies(pool: dict[str, Tensor], judged: dict[str, Tensor]) -> list[SigmaAccuracy]:
+    """By noise level: heads, and the judge at the steps that it read; last, finished clips with noise of 0.1 to 0.3."""
     oracle, out = pool["oracle.overall"], []
     names = [k.removeprefix("score.") for k in pool if k.startswith("score.")]
     for k, (step, sigma) in enumerate(zip(candidates.STEPS, candidates.sigmas_before(), strict=True)):
@@ -92,23 +96,24 @@ def accuracies(pool: dict[str, Tensor], judged: dict[str, Tensor]) -> list[Level
                 f"judge, {what}": over_captions(accuracy(judged[f"judge.{what}"][:, :, place], truth))
                 for what in ("noisy", "prediction")
             }
-        out.append(Level(sigma, found))
+        out.append(SigmaAccuracy(sigma, found))
     finished = {n: over_captions(accuracy(pool[f"finished.{n}"], oracle)) for n in names}
-    return [*out, Level(0.2, finished)]
+    return [*out, SigmaAccuracy(0.2, finished)]
 
 
 def over_captions(values: Tensor) -> Estimate:
-    """Mean over captions that have a value."""
+    """Mean over captions whose value is finite."""
     return statistics.mean(values[values.isfinite()])
 
 
-def plan_of(size: int, levels: Sequence[float], tap: int, survivors: Sequence[int] | None = None) -> Plan:
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
-    return make_plan(path, size, 1, levels, survivors, passes=PASSES, depth=DEPTH, tap=tap)
+def plan_of(size: int, checkpoints: Sequence[float], tap: int, survivors: Sequence[int] | None = None) -> Plan:
+    """The plan of one search over `size` candidates; checkpoints: noise levels at which candidates are dropped."""
+    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    return make_plan(sigmas, size, 1, checkpoints, survivors, passes=PASSES, depth=DEPTH, tap=tap)
 
 
 def play(plan: Plan, scores: Tensor) -> int:
-    """Which of N candidates wins under a plan. scores: [N, len(candidates.STEPS)]."""
+    """Index of the candidate that wins under a plan. scores: [N, len(candidates.STEPS)]."""
     racing = list(range(plan.candidates))
     for point in plan.checkpoints:
         now = scores[racing, candidates.STEPS.index(point.step)].tolist()
@@ -117,7 +122,7 @@ def play(plan: Plan, scores: Tensor) -> int:
 
 
 def subsets(size: int, count: int, seed: int) -> list[list[int]]:
-    """Sets of `size` of `count` candidates, at random; the one there is where all are taken."""
+    """SUBSETS random sets of `size` of `count` candidates; one set of all where size is count."""
     if size == count:
         return [list(range(count))]
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +130,7 @@ def subsets(size: int, count: int, seed: int) -> list[list[int]]:
 
 
 def chosen(oracle: Tensor, size: int, choose: Callable[[int, list[int]], int]) -> Tensor:
-    """[captions]: mean oracle score of what is chosen. choose(caption, candidates) -> place in candidates."""
+    """[captions]: mean oracle score of the chosen candidates. choose(caption, candidates) -> position in candidates."""
     captions, count = oracle.shape
     values = []
     for p in range(captions):
@@ -135,12 +140,12 @@ def chosen(oracle: Tensor, size: int, choose: Callable[[int, list[int]], int]) -
 
 
 def rows(pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[Row]:
-    """Every way to choose, by N. taps: head -> its last tap."""
+    """All ways to choose, for every N. taps: head -> its last tap."""
     return [row for size in SIZES for row in rows_of(size, pool, drafts, taps)]
 
 
 def rows_of(size: int, pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[Row]:
-    """Every way to choose among `size` seeds."""
+    """All ways to choose among `size` seeds."""
     oracle = pool["oracle.overall"]
     runs = pipeline.STEPS * PASSES
     out = [
@@ -186,11 +191,11 @@ def row_of(
     values: Tensor | None = None,
     against: Tensor | None = None,
 ) -> Row:
-    """One way to choose. values: [captions], what it gets, where no choice is made; against: what full Best-of-N gets."""
+    """One way to choose. values: [captions], its oracle scores, instead of choosing; against: those of full Best-of-N."""
     base = at_random(oracle, size)
     values = chosen(oracle, size, choose) if values is None else values
     gain = values - base
-    # A share of a gain that may be none says nothing.
+    # A share of a gain that may be zero is meaningless.
     shared = against is not None and statistics.mean(against - base).low > 0
     share = statistics.ratio(gain, against - base) if shared else None
     full = size * pipeline.STEPS * PASSES * DEPTH
@@ -198,7 +203,7 @@ def row_of(
 
 
 def at_random(oracle: Tensor, size: int) -> Tensor:
-    """[captions]: the mean over the subsets that are chosen from, of which any seed may be taken."""
+    """[captions]: expected oracle score of a random seed, as the mean over the same subsets that are chosen from."""
     captions, count = oracle.shape
     values = [torch.stack([oracle[p, s].mean() for s in subsets(size, count, seed=p)]).mean() for p in range(captions)]
     return torch.stack(values)
@@ -206,8 +211,10 @@ def at_random(oracle: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Clocked:
-    """Real searches, one thread: seconds and blocks of plain Best-of-N and of halving, summed over captions, and the ratio
-    of the time that halving took to what its blocks predict, an Estimate over captions."""
+    """Timed searches on one thread: seconds and blocks of plain Best-of-N and of halving, summed over captions.
+
+    ratio: measured time of halving over the time that its blocks predict, an Estimate over captions.
+    """
 
     size: int
     captions: int
@@ -219,7 +226,7 @@ class Clocked:
 
 
 def clock(world: pipeline.ToyWorld, scorer, captions: int = CLOCKED, size: int = 8) -> Clocked:
-    """Plain Best-of-N and halving in turn, caption by caption, so that a machine that slows down slows both."""
+    """Times plain Best-of-N and halving alternately, caption by caption, so that other load slows both."""
     plan = plan_of(size, HALVING, max(scorer.head.config.taps))
     rows = []
     for index in range(captions):
@@ -231,7 +238,7 @@ def clock(world: pipeline.ToyWorld, scorer, captions: int = CLOCKED, size: int =
     return Clocked(size, captions, *sums, statistics.mean(ratios))
 
 
-def accuracy_table(found: list[Level]) -> str:
+def accuracy_table(found: list[SigmaAccuracy]) -> str:
     """As markdown."""
     names = sorted({n for level in found for n in level.accuracy}, key=lambda n: (n.startswith("judge"), n))
     lines = ["| sigma | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
@@ -257,12 +264,14 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(levels: list[Level], found: list[Row]) -> dict:
+def as_json(accuracies_by_sigma: list[SigmaAccuracy], found: list[Row]) -> dict:
     def plain(e: Estimate | None):
         return None if e is None else [e.mean, e.half]
 
     return {
-        "accuracy": [{"sigma": v.sigma, "by": {k: plain(e) for k, e in v.accuracy.items()}} for v in levels],
+        "accuracy": [
+            {"sigma": v.sigma, "by": {k: plain(e) for k, e in v.accuracy.items()}} for v in accuracies_by_sigma
+        ],
         "best_of_n": [
             {
                 "n": r.size, "choice": r.name, "oracle": plain(r.oracle), "gain": plain(r.gain), "share": plain(r.share),

@@ -1,7 +1,7 @@
-"""A deterministic ray-caster: a textured box room, one object on its floor, a moving camera, and the truth about all three.
+"""A deterministic ray-caster with ground truth: a textured box room, one object on its floor, a moving camera.
 
-World and camera axes follow OpenCV: x right, y down, z forward, in metres. The object stands at the origin's foot on the
-floor y = FLOOR. Clips are 17 frames at 16 fps of 64x64 pixels; what is seen depends on nothing but the Scene.
+World and camera axes follow OpenCV: x right, y down, z forward, in metres. The object stands on the floor y = FLOOR, near
+x = z = 0. Clips have 17 frames of 64x64 pixels at 16 fps; they depend on the Scene only.
 """
 
 import math
@@ -41,12 +41,12 @@ AMOUNT = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is seen. Attributes, plus what no caption tells.
+    """Everything that determines a clip: attributes, and what captions do not mention.
 
     position: x and z of the object; size: factor on RADIUS; turn: of the object about y, radians; yaw, pitch: of the
     camera's middle pose, radians; height: y of the camera; tint: RGB factors of the room; shift: of the textures, metres;
-    drift: metres per frame that the object moves, (x, z); breathing: peak of the walls' swing, metres;
-    morph: 0 to 1, how much the textures flow over the clip.
+    drift: metres per frame that the object moves, (x, z); breathing: peak displacement of the walls, metres;
+    morph: 0 to 1, how far the textures flow over the clip.
     """
 
     attributes: Attributes
@@ -81,7 +81,7 @@ class Truth:
 
 
 def draw_scene(attributes: Attributes, generator: torch.Generator) -> Scene:
-    """A scene with these attributes; what captions do not tell is random."""
+    """A scene with these attributes; everything that captions do not mention is random."""
     u = torch.rand(11, generator=generator).tolist()
 
     def between(low: float, high: float) -> float:
@@ -119,7 +119,7 @@ def render(scene: Scene, supersample: int = 2) -> Tensor:
 
 @torch.no_grad()
 def truth(scene: Scene) -> Truth:
-    """Depth, mask, intrinsics and poses of the clip that `render` gives."""
+    """Depth, mask, intrinsics and poses of the clip that `render` returns."""
     poses = camera_poses(scene)
     origins, rays = _rays(poses, 1)
     _, distance, mask = _trace(scene, origins, rays)
@@ -165,7 +165,7 @@ def _pitch(angle: float) -> Tensor:
 
 
 def _rays(poses: Tensor, supersample: int) -> tuple[Tensor, Tensor]:
-    """Camera centres [T, 1, 3] and ray directions [T, N, 3] in the world, of camera z 1."""
+    """Camera centres [T, 1, 3] and ray directions [T, N, 3] in the world, scaled to camera z 1."""
     n = SIZE * supersample
     at = ((torch.arange(n) + 0.5) / supersample - SIZE / 2) / FOCAL
     local = torch.stack([at.expand(n, n), at[:, None].expand(n, n), torch.ones(n, n)], dim=-1).view(-1, 3)
@@ -175,7 +175,7 @@ def _rays(poses: Tensor, supersample: int) -> tuple[Tensor, Tensor]:
 
 
 def _centres(scene: Scene) -> Tensor:
-    """The object's centre (its foot's for a cone's axis) [T, 3]."""
+    """The centre of the object (of the base for a cone) [T, 3]."""
     steps = torch.arange(FRAMES) - FRAMES // 2
     x, z = (p + d * steps for p, d in zip(scene.position, scene.drift, strict=True))
     radius = RADIUS[scene.attributes.shape] * scene.size
@@ -217,7 +217,7 @@ def _room(scene: Scene, o, d, phase: Tensor) -> tuple[Tensor, list[Tensor]]:
         wave = (1.7 * across + 2 * upward + phase).sin()
         across, upward = across + flow * (0.55 * wave + 0.35), upward + 0.45 * flow * (2.3 * across + phase).cos()
     wall, floor = TEXTURES[scene.attributes.room](across, upward, flat)
-    # Light falls off with the distance from the room's middle, walls to the side are darker: corners become visible.
+    # Light falls off with the distance from the room's centre and side walls are darker, so that corners are visible.
     glow = 1.06 - 0.035 * (x * x + z * z).clamp(max=16.0).sqrt()
     glow = torch.where(side, glow * 0.84, glow)
     ceiling = flat & (d[1] < 0)

@@ -1,10 +1,10 @@
-"""Measures the pack's claims in the toy world and writes a report: markdown, JSON and plots.
+"""Measures Shell-LCC guidance and PRISM search in the toy world and writes a report: markdown, JSON and plots.
 
     python -m benchmarks.toy_world.report [--clips 64] [--output_dir outputs/toy_world/report]
 
-Works from the committed weights on a CPU. What was measured is kept in the output folder, so a run that was cut off goes on,
-and more --clips only add to it. Every comparison is with no intervention, with a random choice of the same size and with the
-released method's own objective, over the same prompts and seeds; intervals are 95%.
+Uses the committed weights on a CPU. Results of batches are kept in the output folder, so an interrupted run can be resumed and
+more --clips add to it. Every comparison is with no intervention, with a random one of the same size and with the released
+method's own objective, over the same prompts and seeds; intervals are 95%.
 """
 
 import json
@@ -32,7 +32,7 @@ PATCH_ANCHORS = 1024
 
 
 def fit(files: jobs.Files) -> None:
-    """The manifold, by the command that users run."""
+    """Fits the manifold with the command that users run."""
     if files.manifold.exists():
         return
     command = ["fit", "--latents", files.latents, "--output", files.manifold, "--held_out", HELD_OUT]
@@ -42,7 +42,7 @@ def fit(files: jobs.Files) -> None:
 
 
 def fit_patches(files: jobs.Files) -> None:
-    """The manifold of 2x2 squares, on the same clips."""
+    """Fits the manifold of 2x2 squares on the same clips."""
     if files.patches.exists():
         return
     manifold = manifolds.load(files.manifold)
@@ -54,7 +54,7 @@ def fit_patches(files: jobs.Files) -> None:
 
 
 def calibrate_predictions(files: jobs.Files, folder: Path, processes: int) -> SigmaTable:
-    """The shell at each sampling sigma, of the model's predictions for held-out latents noised to it."""
+    """Calibrates the shell at each sampling sigma on the model's predictions for held-out latents noised to it."""
     plan = shell_lcc_rows.sigma_table_jobs(TABLE_CLIPS)
     found = jobs.gather(jobs.run(plan, files, folder, processes, "predictions for real latents"), plan)
     table = SigmaTable.of_distances(sigmas(STEPS, SHIFT)[:-1], found["distance"].transpose(0, 1))
@@ -117,7 +117,7 @@ CLOCKED = """Real searches of {captions} captions, N = {size}, one thread, in tu
 
 
 def clock(files: jobs.Files) -> prism_rows.Clocked:
-    """Timed searches with the committed head, or another folder's."""
+    """Timed searches with the query head."""
     world = pipeline.load(files.weights)
     return prism_rows.clock(world, candidates.load_heads(files.heads, files.weights / weights.DIT)["query"])
 
@@ -177,9 +177,9 @@ def main(argv=None) -> int:
     parser.add_argument("--clips", type=int, default=64, help="prompts of each kind, at least 32 (64)")
     parser.add_argument("--captions", type=int, default=48, help="held-out captions for PRISM, 16 seeds each (48)")
     parser.add_argument(
-        "--extra", action="store_true", help="also manifolds of 2x2 squares, and refinement of damaged latents"
+        "--extra", action="store_true", help="also measure manifolds of 2x2 squares and refinement of damaged latents"
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number, of one thread each (one per core)")
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
     parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
     args = parser.parse_args(argv)

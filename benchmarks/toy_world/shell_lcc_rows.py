@@ -1,8 +1,8 @@
-"""Rows of the report for Shell-LCC: guidance against none, against a random push and against the released objective.
+"""Rows of the report for Shell-LCC: guidance compared with none, with a random push and with the released objective.
 
 All settings sample the same held-out prompts (combinations of attributes no training caption has) with the same seeds.
-Sharpness is relative to the VAE's reconstruction of a render of the same caption and scene: what the VAE cannot draw, no
-guidance of latents can bring back.
+Sharpness is relative to the VAE's reconstruction of a render of the same caption and scene, because guidance of latents
+cannot restore detail that the VAE cannot decode.
 """
 
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ SWEEP = {
     "project, second half": Guidance("project", start=0.5),
     "project, sigma's radius": Guidance("project", target="predictions"),
 }
-# Beyond what the report measures unasked.
+# Measured with --extra only.
 EXTRA = {"project, 2x2 patches": Guidance("project", patch=2)}
 SETTINGS = HEADLINE | SWEEP | EXTRA
-# One correction of latents of real renders that were damaged: what the mechanism can and cannot undo.
+# One correction of damaged latents of renders.
 REFINE_SETTINGS = {
     "none": None,
     "minimise (released objective)": Guidance("minimise"),
     "project": Guidance("project"),
 }
 REFINE_CLIPS = 32
-# The setting that the node has when it is dropped into a workflow.
+# The node's default.
 DEFAULT = "project"
 COLUMNS = {
     "outside": "outside band",
@@ -65,7 +65,7 @@ TARGETS = {"frechet": "siblings", "frechet_reconstructions": "sibling reconstruc
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. figures, against_base: column -> Estimate."""
+    """One setting. figures: column -> Estimate; against_base: the same for the change from no guidance."""
 
     name: str
     figures: dict[str, Estimate]
@@ -73,14 +73,14 @@ class Row:
 
 
 def jobs(count: int, settings: dict[str, Guidance | None]) -> dict[str, list[Job]]:
-    """What must be made, by name of the setting; also "scene" (reconstructions) and what Frechet distances are taken to."""
+    """The jobs needed, by setting; also "scene" (reconstructions) and the targets of Frechet distances."""
     out = {name: split_up("samples", SPLIT, count, guidance) for name, guidance in settings.items()}
     out["scene"] = split_up("reconstructions", SPLIT, count)
     return out | {kind: split_up(kind, SPLIT, count) for kind in TARGETS.values()}
 
 
 def refine_jobs() -> dict[tuple[str, str], list[Job]]:
-    """By damage and setting."""
+    """The jobs needed, by damage and setting."""
     return {
         (damage, name): split_up(f"refined {damage}", SPLIT, REFINE_CLIPS, guidance)
         for damage in DAMAGES
@@ -91,7 +91,7 @@ def refine_jobs() -> dict[tuple[str, str], list[Job]]:
 def refine_rows(
     results: dict, plan: dict, scene_jobs: list[Job], target_jobs: list[Job], manifold: ShellManifold
 ) -> list[dict]:
-    """One dict a damage and setting: Estimates of what `rows` calls by the same names, and what changed against "none"."""
+    """One dict per damage and setting, with Estimates named as in `rows`, and the change against "none"."""
     scene = {k: v[:REFINE_CLIPS] for k, v in gather(results, scene_jobs).items()}
     target = judge.FrechetTarget(gather(results, target_jobs))
     out = []
@@ -143,7 +143,7 @@ def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, ref
 
 
 def per_clip(found, base, scene, truth, manifold: ShellManifold, reference) -> dict[str, Tensor]:
-    """Every figure but the Frechet distances, [N] each."""
+    """All figures but the Frechet distances, [N] each."""
     d = manifold.distance(found["z"])
     reading = as_reading(found, reference)
     return {
@@ -158,7 +158,7 @@ def per_clip(found, base, scene, truth, manifold: ShellManifold, reference) -> d
 
 
 def right(reading: judge.Reading, truth, attribute: str) -> Tensor:
-    """[M] in 0 and 1, over the clips that have the attribute."""
+    """[M], 1 where the attribute is classified correctly and 0 elsewhere, over clips that have it."""
     return reading.correct(truth, attribute).float()
 
 
@@ -169,7 +169,7 @@ def frechet_values(found: dict[str, Tensor], target: judge.FrechetTarget) -> Ten
 
 
 def table(found: list[Row]) -> str:
-    """The settings as markdown: figures with 95% intervals; distances and sharpness also as changes against none."""
+    """The settings as markdown: figures with 95% intervals."""
     shown = ("outside", "laplacian", "high_frequency", "frechet", "overall", "change")
     lines = ["| guidance | " + " | ".join(COLUMNS[k] for k in shown) + " |", "|---|" + "---|" * len(shown)]
     for row in found:

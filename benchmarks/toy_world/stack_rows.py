@@ -1,4 +1,4 @@
-"""Rows of the report on the stack itself: what the VAE keeps, and what the judge reads in renders and in samples."""
+"""Rows of the report on the stack itself: reconstruction by the VAE, and the judge's readings of renders and samples."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What the judge says of one kind of clip. right: attribute -> share; scores, relative: as of judge.Reading."""
+    """The judge's readings of one kind of clip. right: attribute -> share classified correctly; scores, relative: see
+    judge.Reading."""
 
     name: str
     right: dict[str, Estimate]
@@ -31,7 +32,7 @@ class Row:
 
 
 def jobs(count: int) -> dict[str, list[Job]]:
-    """What must be made, by kind of clip, and by split what the Frechet distance is taken to."""
+    """The jobs needed, by kind of clip, and by split the targets of Frechet distances."""
     out = {name: split_up(kind, split, count) for name, (kind, split) in KINDS.items()}
     return out | {split: split_up("siblings", split, count) for _, split in KINDS.values()}
 
@@ -58,19 +59,19 @@ def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]
 
 
 def psnr_per_frame(results: dict, plan: dict[str, list[Job]]) -> list[float]:
-    """dB of each of the 17 frames of the reconstructions."""
+    """PSNR in dB of each of the 17 frames of the reconstructions."""
     error = gather(results, plan["reconstructions"])["squared_error"]
     return (-10 * error.mean(dim=0).log10()).tolist()
 
 
 def followed(found: list[Row]) -> dict[str, float]:
-    """Per attribute, how well samples are read as a share of how well reconstructions are: 1 is as well."""
+    """Per attribute, the share of samples classified correctly over that of reconstructions."""
     by_name = {row.name: row.right for row in found}
     return {k: by_name["samples"][k].mean / by_name["reconstructions"][k].mean for k in VALUES}
 
 
 def table(found: list[Row]) -> str:
-    """As markdown, a column a kind."""
+    """As markdown, one column per kind."""
     lines = ["| | chance | " + " | ".join(row.name for row in found) + " | samples / reconstructions |"]
     lines.append("|---|" + "---|" * (len(found) + 2))
     share = followed(found)

@@ -1,4 +1,4 @@
-"""Means and Frechet distances with 95% intervals, alone and against a base measured on the same prompts and seeds."""
+"""Means, paired differences, ratios and jackknife estimates with 95% intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Two-sided 95% points of Student's t by degrees of freedom; few groups make wide intervals.
+# Two-sided 95% quantiles of Student's t by degrees of freedom.
 STUDENT = {7: 2.365, 15: 2.131, 31: 2.040, 63: 1.998}
 NORMAL = 1.960
 GROUPS = 16
@@ -14,7 +14,7 @@ GROUPS = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and half the width of its 95% interval, over n clips."""
+    """A mean and half the width of its 95% interval, over n clips."""
 
     mean: float
     half: float
@@ -37,21 +37,21 @@ class Estimate:
 
 
 def mean(values: Tensor) -> Estimate:
-    """Of clips [N]: mean and normal interval. One clip has no interval: NaN."""
+    """Mean of clips [N] with a normal interval, which is NaN for a single clip."""
     values = values.double()
     half = NORMAL * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return Estimate(float(values.mean()), half, len(values))
 
 
 def difference(values: Tensor, base: Tensor) -> Estimate:
-    """Mean of values - base, clip by clip [N]: prompts and seeds are shared, so what they cause cancels."""
+    """Mean of the paired difference values - base [N]: variation shared through prompts and seeds cancels."""
     return mean(values.double() - base.double())
 
 
 def ratio(values: Tensor, base: Tensor, draws: int = 4000, seed: int = 0) -> Estimate:
-    """Sum of values over sum of base, both of the same clips [N], with half of the 95% interval of a bootstrap over clips.
+    """Sum of values over sum of base, both [N] of the same clips, with a bootstrap interval over clips.
 
-    A ratio of means and not a mean of ratios: single bases may be zero.
+    A ratio of means and not a mean of ratios, because single bases may be zero.
     """
     values, base = values.double(), base.double()
     index = torch.randint(0, len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
@@ -63,8 +63,8 @@ def ratio(values: Tensor, base: Tensor, draws: int = 4000, seed: int = 0) -> Est
 def pseudo_values(statistic: Callable[[Tensor], float], n: int, groups: int = GROUPS) -> Tensor:
     """Jackknife pseudo-values [groups] of a statistic that takes the indices of the clips to use.
 
-    Their mean is the statistic less its bias of order 1 / n, which a Frechet distance of few clips has plenty of; their
-    scatter gives the interval. A group is every groups-th clip. n >= 2 * groups.
+    Their mean is the statistic without its bias of order 1 / n, which is large for Frechet distances of few clips; their
+    spread gives the interval. A group is every groups-th clip. Raises ValueError for n < 2 * groups.
     """
     if n < 2 * groups:
         raise ValueError(f"a jackknife of {groups} groups needs at least {2 * groups} clips, found {n}")

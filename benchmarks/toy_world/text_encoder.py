@@ -1,8 +1,8 @@
-"""A tiny text encoder in UMT5's layout: a vocabulary of its own, two layers, random weights that stay as they are.
+"""A tiny text encoder in UMT5's layout: its own vocabulary, two layers, random weights that are not trained.
 
-Random projections of word embeddings with relative positions are enough to tell captions apart, and the diffusion model
-learns what they mean. The file holds what ComfyUI reads from a umt5 file (`spiece_model` is the tokenizer) plus its sizes,
-as JSON bytes in `tiny_umt5_config`, because ComfyUI knows the sizes of umt5-xxl only.
+Random projections of word embeddings with relative positions are enough to distinguish captions, and the diffusion model
+learns their meaning. The file holds what ComfyUI reads from a umt5 file (`spiece_model` is the tokenizer) and its sizes as
+JSON bytes in `tiny_umt5_config`, because ComfyUI supports the sizes of umt5-xxl only.
 """
 
 import io
@@ -23,7 +23,7 @@ from .captions import every_caption, vocabulary
 WIDTH, HEADS, KEY_WIDTH, HIDDEN, LAYERS = 256, 4, 32, 256, 2
 PAD, END, UNKNOWN = 0, 1, 2
 LENGTH = 512
-# Longest caption in tokens, its end included, with room to spare.
+# More than the longest caption has, its end token included.
 TOKENS = 16
 
 
@@ -41,9 +41,9 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: list[str], length: int = LENGTH) -> Tensor:
-        """float32 [N, length, 256], zero after each text's end: what Wan's cross-attention is given.
+        """float32 [N, length, 256], zero after each text's end, as Wan's cross-attention expects it.
 
-        Texts longer than `length` lose their tail.
+        Texts of more than `length` tokens are cut.
         """
         ids = [self.tokens(t) for t in texts]
         ids = [i if len(i) <= length else [*i[: length - 1], END] for i in ids]
@@ -54,18 +54,18 @@ class TextEncoder:
         return torch.nn.functional.pad(hidden, (0, 0, 0, length - longest))
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
-        """One float32 [tokens, 256] a text, without padding."""
+        """One float32 [tokens, 256] per text, without padding."""
         encoded = self.encode(list(texts))
         return [e[: min(LENGTH, len(self.tokens(t)))] for e, t in zip(encoded, texts, strict=True)]
 
 
 def clean(text: str) -> str:
-    """Runs of white space become one blank, as diffusers' WanPipeline and ComfyUI's tokenizer see to it."""
+    """Collapses white space, as diffusers' WanPipeline and ComfyUI's tokenizer do."""
     return re.sub(r"\s+", " ", text).strip()
 
 
 def make(seed: int = 7) -> dict[str, Tensor]:
-    """The file's tensors: fp16 weights, vocabulary and sizes. The same seed gives the same."""
+    """The file's tensors: fp16 weights, vocabulary and sizes, determined by the seed."""
     spiece = _vocabulary()
     pieces = _processor(spiece).get_piece_size()
     config = {
@@ -80,7 +80,7 @@ def make(seed: int = 7) -> dict[str, Tensor]:
     w["shared.weight"] = normal(pieces, WIDTH, std=1.0)
     for i in range(LAYERS):
         attention, dense = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
-        # UMT5 does not divide by the square root of the key's width: a small standard deviation stands in for it.
+        # UMT5 does not scale attention logits by the square root of the key width: small weights do it here.
         w[f"{attention}.SelfAttention.q.weight"] = normal(inner, WIDTH, std=(WIDTH * KEY_WIDTH) ** -0.5)
         w[f"{attention}.SelfAttention.k.weight"] = normal(inner, WIDTH, std=WIDTH**-0.5)
         w[f"{attention}.SelfAttention.v.weight"] = normal(inner, WIDTH, std=WIDTH**-0.5)
@@ -99,7 +99,7 @@ def make(seed: int = 7) -> dict[str, Tensor]:
 
 
 def save(path: str | Path, seed: int = 7) -> None:
-    """Makes the text encoder and writes its file."""
+    """Makes the text encoder and saves it to a file."""
     header = {"format": "pt", "title": "Toy world text encoder (UMT5 layout)", "seed": str(seed)}
     write_atomic(path, lambda partial: save_file(make(seed), partial, metadata=header))
 
@@ -129,8 +129,8 @@ def _vocabulary() -> bytes:
     import sentencepiece
 
     words, out = vocabulary(), io.BytesIO()
-    # Every word is one piece, stated rather than learnt: on so small a text the trainer would split them. Letters of their
-    # own keep words that no caption has from all becoming "unknown".
+    # Every word is declared as one piece, because sentencepiece would split words when trained on so little text. Single
+    # letters are added so that words outside the captions do not all become "unknown".
     letters = [" ".join("abcdefghijklmnopqrstuvwxyz.")] * 50
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(every_caption() + letters), model_writer=out, model_type="unigram", vocab_size=160,

@@ -1,9 +1,9 @@
-"""Goes on training the toy world's VAE, its decoder alone, on whole clips; one CPU core.
+"""Fine-tunes the decoder of the toy world's VAE on whole clips, on one CPU core.
 
     python -m benchmarks.toy_world.train_decoder --vae outputs/toy_world/toy_wan_vae.safetensors
 
-Latents stay what they are, so that a DiT may be trained on them at the same time. Writes --output_dir's
-toy_wan_vae.safetensors and, while training, decoder-checkpoint.pt, from which the same command goes on.
+The encoder does not change, so a DiT can be trained on its latents at the same time. Writes toy_wan_vae.safetensors into
+--output_dir and, while training, decoder-checkpoint.pt, from which the same command resumes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from .weights import VAE, header, load_vae, save_vae
 
 
 def trainable(path: str | Path):
-    """A saved VAE, its decoder and post_quant_conv to be trained."""
+    """A saved VAE whose decoder and post_quant_conv are trainable."""
     vae = load_vae(path)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
@@ -33,7 +33,7 @@ def trainable(path: str | Path):
 
 @torch.no_grad()
 def posteriors(vae, frames: Tensor) -> Tensor:
-    """Means and stds, raw: [N, 32, 5, 8, 8] of clips uint8 [N, 17, 3, 64, 64]."""
+    """Means and stds of raw latents, [N, 32, 5, 8, 8], of clips uint8 [N, 17, 3, 64, 64]."""
     rows = []
     for x in as_video(frames).split(1):
         posterior = vae.encode(x).latent_dist
@@ -68,15 +68,15 @@ def train(args: argparse.Namespace) -> bool:
 
 def main(argv=None) -> int:
     parser = make_parser("benchmarks.toy_world.train_decoder", __doc__)
-    parser.add_argument("--vae", required=True, metavar="FILE", help="what train_vae wrote")
+    parser.add_argument("--vae", required=True, metavar="FILE", help="written by train_vae")
     parser.add_argument("--output_dir", default="outputs/toy_world/sharper")
     parser.add_argument("--clips", type=int, default=600, help="renders to train on (600)")
     parser.add_argument("--max_train_steps", type=int, default=2000)
     parser.add_argument("--train_batch_size", type=int, default=1)
-    parser.add_argument("--learning_rate", type=float, default=0.01, help="of Muon; AdamW, for the rest, has a tenth")
+    parser.add_argument("--learning_rate", type=float, default=0.01, help="of Muon; AdamW, for the other weights, has a tenth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log_steps", type=int, default=100)
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
     args = parser.parse_args(argv)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

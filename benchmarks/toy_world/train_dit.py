@@ -2,9 +2,9 @@
 
     python -m benchmarks.toy_world.train_dit --vae outputs/toy_world/toy_wan_vae.safetensors --processes 2
 
-First encodes the renders with the VAE (resumable, --clips of them), then trains; both may be cut off at any time and go on
-with the same command. Writes toy_wan_t2v.safetensors: the moving average of the weights, original Wan 2.1 layout, fp16.
-Every --validation_steps it samples clips and has the judge read them.
+First encodes --clips renders with the VAE, then trains; both can be interrupted at any time and resumed with the same command.
+Writes toy_wan_t2v.safetensors: the moving average of the weights in the original Wan 2.1 layout, fp16. Every
+--validation_steps it samples clips and prints how many attributes the judge classifies correctly.
 """
 
 import argparse
@@ -53,13 +53,13 @@ def encode_clips(vae, folder: Path, count: int, digest: str) -> Tensor:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Factor on the learning rates: up over 50 steps, constant, linear to zero over the last 30%."""
+    """Learning rate factor: warm-up over 50 steps, constant, linear to zero over the last 30%."""
     return min(1.0, (step + 1) / 50, max(1e-3, (steps - step) / (0.3 * steps)))
 
 
 def make_optimiser(dit, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW, of which Muon is no better here: its own arithmetic costs a third of a step."""
-    # Matrices only: norms, biases and modulations decayed to zero would unlearn.
+    """AdamW; Muon is no better here, because its own computations cost a third of a step."""
+    # Weight decay on matrices only: norms, biases and modulations must not decay to zero.
     grouped = [
         {"params": [p for p in dit.parameters() if (p.ndim == 2) == matrices], "weight_decay": decay}
         for matrices, decay in ((True, 0.01), (False, 0.0))
@@ -75,7 +75,7 @@ def flow_loss(dit, z: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Ten
 
 
 def average_gradients(parameters: list[Tensor], processes: int) -> None:
-    """Over all processes, by way of one flat tensor: hundreds of small exchanges would cost more than the step."""
+    """Averages gradients over processes as one flat tensor: hundreds of small all_reduce calls would cost more than a step."""
     if processes == 1:
         return
     flat = torch.cat([p.grad.flatten() for p in parameters])
@@ -85,7 +85,7 @@ def average_gradients(parameters: list[Tensor], processes: int) -> None:
 
 
 def train(rank: int, args: argparse.Namespace) -> None:
-    """One of args.processes: all draw the same batch, each takes its share; the first one writes and validates."""
+    """Trains in one of args.processes: all draw the same batch, each uses its share; the first saves and validates."""
     torch.set_num_threads(1)
     folder = Path(args.output_dir)
     if args.processes > 1:
@@ -111,7 +111,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         print(f"{len(latents)} latents, std {latents.std():.3f}; step {first} of {args.max_train_steps}", flush=True)
     share = slice(rank, None, args.processes)
     started, running = time.monotonic(), 0.0
-    # Every text has TOKENS positions here; one more stands for the rest of the padding.
+    # Every text has TOKENS positions here; one more position represents the rest of the padding.
     bias = torch.zeros(1, 1, 1, TOKENS + 1)
     bias[..., -1] = math.log(LENGTH - TOKENS)
     use_bias(dit, bias)
@@ -132,7 +132,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
         optimiser.step()
         done = step + 1
         with torch.no_grad():
-            # While it is young the average follows closely, or it would remember the initial weights for long.
+            # At first the average follows closely, so that the initial weights are forgotten quickly.
             keep = min(EMA, (1 + done) / (10 + done))
             torch._foreach_lerp_(list(ema.parameters()), list(dit.parameters()), 1 - keep)
         running = loss.item() if step == first else 0.99 * running + 0.01 * loss.item()
@@ -154,7 +154,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 
 def validate(world: ToyWorld, path: str | Path, count: int = 24, split: str = "test") -> dict[str, float]:
-    """Share of attributes that the judge reads as the caption has them, over `count` samples."""
+    """Share of each attribute that the judge classifies as in the caption, over `count` samples."""
     scenes = [scene_of(split, i) for i in range(count)]
     frames = world.decode(world.sample([text for _, text in scenes], range(count)))
     reading, truth = judge.load(path).read(frames), [scene.attributes for scene, _ in scenes]
@@ -172,13 +172,13 @@ def main(argv=None) -> int:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--validation_steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="of one thread each; the outcome is the same to rounding")
-    parser.add_argument("--minutes", type=float, help="stop after so long (one process); the same command goes on from there")
+    parser.add_argument("--processes", type=int, default=1, help="number, of one thread each; same results to rounding")
+    parser.add_argument("--minutes", type=float, help="stop after this time (one process only); the same command resumes")
     args = parser.parse_args(argv)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if args.train_batch_size % args.processes:
-        parser.error(f"--train_batch_size {args.train_batch_size} cannot be shared by {args.processes} processes")
+        parser.error(f"--train_batch_size {args.train_batch_size} is not divisible by --processes {args.processes}")
     torch.set_num_threads(1)
     encode_clips(weights.load_vae(args.vae), folder / "latents", args.clips, file_digest(Path(args.vae)))
     if not (folder / weights.TEXT).exists():

@@ -1,10 +1,10 @@
-"""Trains the oracle judge on renders and states its accuracy on renders it has not seen.
+"""Trains the oracle judge on renders and prints its accuracy on held-out renders.
 
     python -m benchmarks.toy_world.train_judge
 
-Looks is trained on clean frames, blurred and noisy ones among them, whose blur and noise it learns to tell; Motion on clean
-clips, and on rubber sheets, drifting objects, breathing walls, morphing textures and jitter, which it learns to call not
-rigid. About five minutes on one core. Writes judge.safetensors, fp16.
+Looks is trained on clean, blurred and noisy frames, whose blur and noise it estimates; Motion on clean clips, and on clips
+with rubber sheets, drifting objects, breathing walls, morphing textures and jitter, which it learns to classify as not rigid.
+About five minutes on one core. Writes judge.safetensors, fp16.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ IGNORE = -100
 
 
 def train_looks(material: list[Labelled], steps: int, generator: torch.Generator) -> Looks:
-    """AdamW on single frames, 64 a step."""
+    """AdamW on 64 single frames per step."""
     model, target = Looks(), _targets(material, LOOKS)
     frames = torch.stack([c.frames for c in material])
     optimiser, schedule = _optimiser(model, steps)
@@ -43,7 +43,7 @@ def train_looks(material: list[Labelled], steps: int, generator: torch.Generator
 
 
 def train_motion(material: list[Labelled], unrigid: list[Labelled], steps: int, generator: torch.Generator) -> Motion:
-    """AdamW on whole clips, 32 a step, a third of them not rigid; those teach nothing of the camera."""
+    """AdamW on 32 whole clips per step, 10 of them not rigid, which do not contribute to the losses of move and speed."""
     model = Motion()
     clean, bad = (torch.stack([grey(c.frames) for c in m]).to(torch.uint8) for m in (material, unrigid))
     target = _targets(material, MOTION)
@@ -52,7 +52,7 @@ def train_motion(material: list[Labelled], unrigid: list[Labelled], steps: int, 
         i = torch.randint(0, len(clean), (22,), generator=generator)
         j = torch.randint(0, len(bad), (10,), generator=generator)
         x = torch.cat([clean[i], bad[j]]).float() / 255
-        # Reconstructions and samples are a little blurred and grainy: neither must look like a defect of the world.
+        # Reconstructions and samples are slightly blurred and noisy, which must not look like a defect of the scene.
         if float(torch.rand((), generator=generator)) < 0.5:
             x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         x = x + 0.02 * float(torch.rand((), generator=generator)) * torch.randn(x.shape, generator=generator)
@@ -66,14 +66,14 @@ def train_motion(material: list[Labelled], unrigid: list[Labelled], steps: int, 
 
 
 def accuracies(judge: Judge, material: list[Labelled]) -> dict[str, float]:
-    """Share of clips read right, per attribute."""
+    """Share of clips classified correctly, per attribute."""
     reading = judge.read(torch.stack([c.frames for c in material]))
     truth = [c.scene.attributes for c in material]
     return {k: float(reading.correct(truth, k).float().mean()) for k in VALUES}
 
 
 def reference(material: list[Labelled]) -> dict[str, Tensor]:
-    """Mean sharpness of clips of each room: figure -> [rooms]."""
+    """Mean sharpness figures of clips of each room: figure -> [rooms]."""
     figures = measure(torch.stack([c.frames for c in material]))
     rooms = torch.tensor([ROOMS.index(c.scene.attributes.room) for c in material])
     return {k: torch.stack([figures[k][rooms == i].mean() for i in range(len(ROOMS))]) for k in REFERENCE}
@@ -126,7 +126,7 @@ def _targets(material: list[Labelled], attributes) -> dict[str, Tensor]:
 
 
 def _spoil(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half the frames blurred by mixing in a 5x5 mean, half made noisy, each by a random amount in 0..1 -> [N, 2]."""
+    """(frames, amounts [N, 2] in 0..1): half the frames blurred by mixing in a 5x5 mean, and half made noisy, at random."""
     amount = torch.rand(len(x), 2, generator=generator) * (torch.rand(len(x), 2, generator=generator) < 0.5)
     a, b = amount[:, :1, None, None], amount[:, 1:, None, None]
     x = x + a * (F.avg_pool2d(x, 5, 1, 2, count_include_pad=False) - x)

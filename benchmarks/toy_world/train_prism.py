@@ -1,9 +1,9 @@
-"""Makes the toy world's PRISM heads: samples seeds of training captions, lets the judge prefer, trains; on CPU cores.
+"""Trains the toy world's PRISM heads on CPU cores: samples seeds of training captions, compares them by the judge, trains.
 
     python -m benchmarks.toy_world.train_prism --output_dir outputs/toy_world/prism --processes 2
 
-Sampling, scores and training go on where they were cut off. All is done by the commands of `trainers.prism`; what is of the
-toy world's own is that its judge says which of two clips is better.
+Sampling, scoring and training can be interrupted and resumed. Everything is done by the commands of `trainers.prism`, except
+that the toy world's judge scores the clips.
 """
 
 import json
@@ -28,14 +28,14 @@ from .clips import scene_of
 
 SPLIT = "train"
 NEGATIVE = "negative"
-# Scores that differ by no more are a tie.
+# Clips whose scores differ by no more are a tie.
 TIE = 0.02
 TRAIN = {
     "taps": 11, "dim": 128, "heads": 4, "layers": 2, "max_train_steps": 1800, "train_batch_size": 16, "learning_rate": 1e-3,
     "lr_scheduler": "cosine", "weight_decay": 0.3, "lr_warmup_steps": 100, "token_dropout": 0.6, "held_out": 0.08,
     "validation_steps": 600, "checkpointing_steps": 200,
 }  # fmt: skip
-# Where held-out captions are measured on the way.
+# Noise levels at which held-out captions are evaluated during training.
 LEVELS = (0.9444, 0.9, 0.75, 0.25)
 
 
@@ -44,15 +44,15 @@ def prompt_id(index: int) -> str:
 
 
 def write_prompts(path: Path, folder: Path, count: int) -> None:
-    """The captions of the first clips of the training split, embedded, and the empty negative one."""
+    """Embeds the captions of the first clips of the training split, and the empty negative prompt."""
     encoder = text_encoder.load(folder / weights.TEXT)
-    said = {prompt_id(i): scene_of(SPLIT, i)[1] for i in range(count)} | {NEGATIVE: ""}
-    texts = dict(zip(said, encoder.words(list(said.values())), strict=True))
-    write_embeddings(path, texts, WAN21, {}, said)
+    prompts = {prompt_id(i): scene_of(SPLIT, i)[1] for i in range(count)} | {NEGATIVE: ""}
+    texts = dict(zip(prompts, encoder.words(list(prompts.values())), strict=True))
+    write_embeddings(path, texts, WAN21, {}, prompts)
 
 
-def collect(arguments: list) -> int:
-    """One process's part of the sampling."""
+def run_prism(arguments: list) -> int:
+    """Runs `trainers.prism` with these arguments on one thread. Returns its exit code."""
     torch.set_num_threads(1)
     return prism.main([str(a) for a in arguments])
 
@@ -61,14 +61,14 @@ _models = None
 
 
 def load_models(folder: Path, judge_path: Path) -> None:
-    """What a process of `write_scores` needs, once."""
+    """Loads the models of a process of `write_scores`."""
     global _models
     torch.set_num_threads(1)
     _models = pipeline.load(folder), judge.load(judge_path)
 
 
 def score(shard: Path) -> list[dict]:
-    """What the judge makes of the finished clips of one caption: a row a run."""
+    """The judge's scores of the finished clips of one caption: one row per run."""
     world, j = _models
     tensors = load_file(shard)
     names = sorted(k for k in tensors if "@" not in k)
@@ -80,7 +80,7 @@ def score(shard: Path) -> list[dict]:
 
 
 def write_scores(runs: Path, folder: Path, judge_path: Path, processes: int) -> Path:
-    """scores.jsonl of all shards; those that it holds already are left alone."""
+    """Appends the scores of all shards to scores.jsonl, except those that are in it. Returns its path."""
     path = runs.parent / "scores.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     done = {json.loads(line)["run"].rsplit("-", 1)[0] for line in lines}
@@ -95,7 +95,7 @@ def write_scores(runs: Path, folder: Path, judge_path: Path, processes: int) -> 
 
 
 def prompt_of(shard: Path) -> str:
-    """The caption's id that a shard's runs are of."""
+    """The id of the caption of a shard's runs."""
     with safe_open(shard, framework="pt") as f:
         return next(iter(f.keys())).rsplit("-", 1)[0]
 
@@ -106,7 +106,7 @@ def main(argv=None) -> int:
     parser.add_argument("--captions", type=int, default=1000, help="of the training split, eight seeds each (1000)")
     parser.add_argument("--weights", type=Path, default=weights.FOLDER, metavar="DIR")
     parser.add_argument("--judge", type=Path, default=judge.WEIGHTS, metavar="FILE")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (one a core)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number, of one thread each (one per core)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     runs, prompts = args.output_dir / "runs", args.output_dir / "prompts.safetensors"
@@ -120,7 +120,7 @@ def main(argv=None) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, context) as pool:
         parts = [[*common, "--part", f"{i + 1}/{args.processes}"] for i in range(args.processes)]
-        if any(pool.map(collect, parts)):
+        if any(pool.map(run_prism, parts)):
             return 2
     scores = write_scores(runs, args.weights, args.judge, args.processes)
     code = prism.main(["label", "--data", str(runs), "--scores", str(scores), "--tie", str(TIE)])
@@ -134,12 +134,12 @@ def main(argv=None) -> int:
         output = target / name
         command = ["train", "--data", runs, "--backbone", args.weights / weights.DIT, "--output", output, *options]
         command += ["--pooling", pooling, "--levels", *LEVELS]
-        # A run that was cut off has checkpoints, and goes on from the last one.
+        # An interrupted run left checkpoints: resume from the last one.
         if output.with_suffix(".checkpoints").exists():
             command += ["--resume_from_checkpoint", "latest", "--overwrite"]
         every.append(command)
     with ProcessPoolExecutor(min(len(every), args.processes), context) as pool:
-        return max(pool.map(collect, every))
+        return max(pool.map(run_prism, every))
 
 
 if __name__ == "__main__":

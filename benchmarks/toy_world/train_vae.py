@@ -1,10 +1,10 @@
-"""Trains the toy world's Wan 2.1 VAE: single frames first, then crops of clips, then whole clips; one CPU core.
+"""Trains the toy world's Wan 2.1 VAE on one CPU core: first on single frames, then on crops of clips, then on whole clips.
 
     python -m benchmarks.toy_world.train_vae --output_dir outputs/toy_world
 
 Writes toy_wan_vae.safetensors (original Wan 2.1 layout, fp16) and, while training, vae-checkpoint.pt, from which the same
-command goes on. The result depends on the seed, the number of steps and the clips, not on how often training was cut off.
---minutes stops early and leaves the checkpoint.
+command resumes. The result depends on the seed, the number of steps and the clips, not on interruptions. --minutes stops
+early and leaves the checkpoint.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from .vae_training import VaeTraining, psnr_per_frame, reconstruction_loss
 from .weights import VAE, save_vae
 
 BASE_DIM = 12
-# Clips in a batch, frames, width of the three stages: about the same cost a step for the first two.
+# (clips in a batch, frames, width) of the three stages; a step of the first two costs about the same.
 IMAGES, CROPS, WHOLE = (4, 1, 64), (2, 9, 32), (1, 17, 64)
 REAL_SHARE = 0.08
 
 
 def build(seed: int, base_dim: int = BASE_DIM):
-    """An untrained AutoencoderKLWan in Wan 2.1's plain layout, its posterior narrow."""
+    """An untrained AutoencoderKLWan in Wan 2.1's layout with a narrow posterior."""
     from diffusers import AutoencoderKLWan
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae = AutoencoderKLWan(base_dim=base_dim, z_dim=WAN21.channels)
     with torch.no_grad():
-        # At its initial width of about 1 the posterior's noise hides the latents, and training stalls for minutes.
+        # With the initial posterior std of about 1, noise hides the latents, and training stalls for minutes.
         vae.quant_conv.weight[WAN21.channels :] = 0.0
         vae.quant_conv.bias[WAN21.channels :] = -5.0
     inflate(vae)
@@ -49,9 +49,9 @@ def build(seed: int, base_dim: int = BASE_DIM):
 
 @torch.no_grad()
 def inflate(vae) -> None:
-    """Starts as an image VAE on every frame: no look at the past, groups of frames averaged and repeated.
+    """Initialises the weights as an image VAE on every frame: no past frames, groups of frames averaged and repeated.
 
-    Learning space on single frames, which are cheap, and time afterwards costs a fraction of learning both at once.
+    Training on single frames first, which are cheap, costs a fraction of learning space and time at once.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, torch.nn.Conv3d):
@@ -61,7 +61,7 @@ def inflate(vae) -> None:
             wide, narrow, taps = weight.shape[:3]
             one = torch.eye(narrow).repeat(wide // narrow, 1)[:, :, None, None, None]
             weight.mul_(0.1)
-            # A downsampler (as many channels out as in) averages its taps, an upsampler repeats the newest frame.
+            # A downsampler (as many channels out as in) averages its taps; an upsampler repeats the newest frame.
             if wide == narrow:
                 weight.add_(one / taps)
             else:
@@ -74,7 +74,7 @@ def inflate(vae) -> None:
 
 @contextmanager
 def single_frames(vae):
-    """Within, the VAE takes single frames only, at half the cost: convolutions leave out the empty past."""
+    """Context in which the VAE accepts single frames only, at half the cost: convolutions skip the empty past."""
 
     def planar(module, x: Tensor, cache_x=None) -> Tensor:
         return F.conv2d(x[:, :, 0], module.weight[:, :, -1], module.bias, padding=module._padding[0])[:, :, None]
@@ -90,7 +90,7 @@ def single_frames(vae):
 
 
 def draw_batch(toy: Tensor, real: list[Tensor], shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """[B, 3, T, H, W] in [-1, 1] of shape (B, T, H = W), cut at random. toy: uint8 [N, T, 3, H, W]."""
+    """Random crops [B, 3, T, H, W] in [-1, 1]. toy: uint8 [N, T, 3, H, W]; real: [3, T, H, W] each; shape: (B, T, H = W)."""
 
     def below(n: int) -> int:
         return int(torch.randint(0, n, (), generator=generator))
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> bool:
 
 
 def finish(vae, calibration: Tensor, held_out: Tensor, path: Path, args: argparse.Namespace) -> None:
-    """Gives raw latents Wan 2.1's own means and stds, rounds to fp16 and writes."""
+    """Rescales raw latents to Wan 2.1's means and stds, rounds weights to fp16 and saves."""
     vae.requires_grad_(False).train(False)
     calibrate(vae, list(as_video(calibration)))
     before = psnr_per_frame(vae, held_out)
@@ -150,17 +150,17 @@ def finish(vae, calibration: Tensor, held_out: Tensor, path: Path, args: argpars
 def main(argv=None) -> int:
     parser = make_parser("benchmarks.toy_world.train_vae", __doc__)
     parser.add_argument("--output_dir", default="outputs/toy_world")
-    parser.add_argument("--videos", nargs="*", default=[], metavar="DIR_OR_GLOB", help="a few real clips to train on too")
+    parser.add_argument("--videos", nargs="*", default=[], metavar="DIR_OR_GLOB", help="real clips to train on as well")
     parser.add_argument("--clips", type=int, default=400, help="renders to train on (400)")
     parser.add_argument("--base_dim", type=int, default=BASE_DIM)
     parser.add_argument("--max_train_steps", type=int, default=2000)
-    parser.add_argument("--image_steps", type=int, default=900, help="how many of them, the first, see single frames")
-    parser.add_argument("--whole_steps", type=int, default=80, help="how many of them, the last, see whole clips")
-    parser.add_argument("--learning_rate", type=float, default=0.02, help="of Muon; AdamW, for the rest, has a tenth")
+    parser.add_argument("--image_steps", type=int, default=900, help="number of first steps, on single frames")
+    parser.add_argument("--whole_steps", type=int, default=80, help="number of last steps, on whole clips")
+    parser.add_argument("--learning_rate", type=float, default=0.02, help="of Muon; AdamW, for the other weights, has a tenth")
     parser.add_argument("--kl", type=float, default=1e-5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log_steps", type=int, default=100)
-    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
     args = parser.parse_args(argv)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

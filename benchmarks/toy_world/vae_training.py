@@ -1,4 +1,4 @@
-"""What the trainings of the toy world's VAE share: loss, optimisers, learning rates, PSNR, and a loop that can be resumed."""
+"""Shared by train_vae and train_decoder: loss, optimisers, learning rates, PSNR, and a training loop that can be resumed."""
 
 import argparse
 import math
@@ -19,9 +19,9 @@ FIRST_FRAME_WEIGHT = 4.0
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """2 MSE + 0.3 L1 + 0.3 L1 of the spatial differences, the first frame counting for several. [B, 3, T, H, W]."""
+    """2 MSE + 0.3 L1 + 0.3 L1 of spatial differences, with a higher weight on the first frame. y, x: [B, 3, T, H, W]."""
     weight = torch.ones(x.shape[2])
-    # The decoder reaches the first frame without a past: it lags behind otherwise.
+    # The first frame is decoded without past frames and is reconstructed worse otherwise.
     weight[0] = FIRST_FRAME_WEIGHT
     weight = (weight / weight.mean()).view(1, 1, -1, 1, 1)
     e = y - x
@@ -30,12 +30,12 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Factor on the learning rates: up over 20 steps, then a cosine to a hundredth."""
+    """Learning rate factor: warm-up over 20 steps, cosine decay to a hundredth."""
     return min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def make_optimisers(vae, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the inner convolutions, AdamW for the rest, each with its peak learning rate as "peak"."""
+    """Muon for the inner convolutions, AdamW for other weights; parameter groups hold their peak learning rate as "peak"."""
     outer = ("conv_in", "conv_out", "quant_conv")
     trained = [(n, p) for n, p in vae.named_parameters() if p.requires_grad]
     inner = [p for n, p in trained if n.endswith("weight") and not any(o in n for o in outer)]
@@ -50,7 +50,7 @@ def make_optimisers(vae, learning_rate: float) -> list[torch.optim.Optimizer]:
 
 @torch.no_grad()
 def psnr_per_frame(vae, frames: Tensor) -> Tensor:
-    """PSNR in dB of each of the 17 frames over clips uint8 [N, 17, 3, H, W], of the posterior's mean."""
+    """PSNR in dB [17] of each frame over clips uint8 [N, 17, 3, H, W], decoded from the posterior's mean."""
     errors = []
     for x in as_video(frames):
         y = decode(vae, vae.encode(x[None]).latent_dist.mode())[0].clamp(-1, 1)

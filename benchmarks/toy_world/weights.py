@@ -1,4 +1,4 @@
-"""Weights of the toy world's models: fp16 files in the original Wan 2.1 layout, and diffusers' models made from them."""
+"""Saves and loads the toy world's models: fp16 files in the original Wan 2.1 layout, loaded as diffusers' models."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ LATENTS = "toy_latents.safetensors"
 
 
 def dit_config(layers: int = 12, heads: int = 1, text_dim: int = 256, ffn_dim: int = 512) -> dict:
-    """WanTransformer3DModel's configuration. Heads are 128 wide: ComfyUI's loader takes as many as the width holds."""
+    """WanTransformer3DModel's configuration. Heads are 128 wide, because ComfyUI's loader takes width / 128 heads."""
     return {
         "patch_size": (1, 2, 2), "num_attention_heads": heads, "attention_head_dim": 128, "in_channels": 16,
         "out_channels": 16, "text_dim": text_dim, "freq_dim": 256, "ffn_dim": ffn_dim, "num_layers": layers,
@@ -36,7 +36,7 @@ def save_vae(vae, path: str | Path, notes: dict[str, str]) -> None:
 def save_dit(dit, path: str | Path, notes: dict[str, str]) -> None:
     """WanTransformer3DModel -> a file like wan2.1_t2v_1.3B.safetensors, fp16.
 
-    ComfyUI takes 4096 for the text's width unless the header says otherwise, which this one does.
+    The header states the text's width, which ComfyUI otherwise assumes to be 4096.
     """
     names = of_text_to_video(dit.config.num_layers)
     override = json.dumps({"transformer": {"text_dim": dit.config.text_dim}})
@@ -71,7 +71,7 @@ def header(path: str | Path) -> dict[str, str]:
 
 
 def write_torch(path: str | Path, state: dict) -> None:
-    """torch.save by way of a temporary name, so that a checkpoint is whole or the former one."""
+    """torch.save under a temporary name, then rename, so that an interruption leaves the former checkpoint."""
     write_atomic(path, lambda partial: torch.save(state, partial))
 
 
