@@ -175,7 +175,7 @@ def _rays(poses: Tensor, supersample: int) -> tuple[Tensor, Tensor]:
 
 
 def _centres(scene: Scene) -> Tensor:
-    """The centre of the object (of the base for a cone) [T, 3]."""
+    """The centre of the object [T, 3], halfway up the axis for a cone."""
     steps = torch.arange(FRAMES) - FRAMES // 2
     x, z = (p + d * steps for p, d in zip(scene.position, scene.drift, strict=True))
     radius = RADIUS[scene.attributes.shape] * scene.size

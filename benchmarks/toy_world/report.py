@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
 
 
-INTRODUCTION = """# What was measured in the toy world
+INTRODUCTION = """# Measurements in the toy world
 
 `python -m benchmarks.toy_world.report --clips {clips}{extra}`: {clips} clips of each kind, {steps} Euler steps, cfg {cfg:g},
 shift {shift:g}. Figures are the mean ± half of the 95% interval.
@@ -77,16 +77,16 @@ PSNR of reconstructions {psnr:.2f} dB; per frame {per_frame}.
 """
 SHELL_LCC = """## Shell-LCC guidance
 
-{clips} held-out prompts, one seed each, the same for every row. Laplacian variance and high-frequency share are relative to
+{clips} held-out prompts, one seed each, the same in every row. Laplacian variance and high-frequency share are relative to
 the VAE's reconstruction of a render of the same scene. The Frechet distance is taken to other renders of the same captions
-("to rec.": to reconstructions of such), in the judge's features and measured figures, each in units of its spread among
-those, less its bias by a jackknife. change: relative length by which the latent differs from the one without guidance.
+("to rec.": to their reconstructions), in the judge's features and measured figures, each in units of its standard deviation
+there, with its bias removed by a jackknife. change: relative norm of the difference from the latent without guidance.
 """
 REFINED = """## Shell-LCC refinement of damaged latents
 
 Latents of {refine_clips} renders of the same prompts, damaged, then corrected once (trust 20 %).
 """
-SIGMAS = """The shell of the model's own predictions for held-out latents noised to sigma (of the latents themselves: radius
+SIGMAS = """Shell of the model's own predictions for held-out latents noised to sigma (that of the latents themselves: radius
 {radius:.3f}, band {low:.3f} to {high:.3f}):
 
 | sigma | radius | band |
@@ -94,24 +94,24 @@ SIGMAS = """The shell of the model's own predictions for held-out latents noised
 
 
 PRISM = """
-## PRISM: seeds ranked while they are noisy
+## PRISM: ranking seeds at high noise
 
 {captions} held-out captions, {count} seeds each; the oracle is the judge's overall score of the finished clip (mean of a
 random seed {random:.3f}, mean spread within a caption {spread:.3f}). Accuracy: share of a caption's pairs of seeds, of those
-whose oracle scores differ by more than {tie}, that are ordered alike, from the state before a step; the judge of pixels sees
+whose oracle scores differ by more than {tie}, that the latents before a step order in the same way; the judge reads
 decoded noisy latents, or decoded predictions of the clean clip, which cost a whole forward and a VAE decode each
 ({judged} captions, {judged_count} seeds).
 """
 BEST_OF_N = """
-Best-of-N over subsets of those seeds. Halving drops to a half after each of sigma {halving} (and to one after the last), one
-early prune keeps one after sigma {early}. Full: every seed to the end, scored as PRISM Score does. Cached drafts: every seed
-under a step cache ({draft_steps:.1f} of {steps} steps are run), the one that scores best sampled again without it. Share: of
-the gain of full Best-of-N with the same head; left out where that gain's interval reaches zero. Tried, and what limits it:
-../README.md, What was measured.
+Best-of-N over subsets of those seeds. Halving keeps half at each of sigma {halving} (and one at the last); one
+early prune keeps one at sigma {early}. Full: every seed runs to the end and is scored as in PRISM Score. Cached drafts: every
+seed runs under a step cache ({draft_steps:.1f} of {steps} steps are computed), and the best is sampled again without it.
+Share: of the gain of full Best-of-N with the same head, omitted where the interval of that gain includes zero. Other attempts and
+limits: ../README.md, Results.
 """
 
 
-CLOCKED = """Real searches of {captions} captions, N = {size}, one thread, in turn: plain {full_s:.1f} s for
+CLOCKED = """Timed searches of {captions} captions, N = {size}, one thread, alternating: plain {full_s:.1f} s for
 {full_blocks} blocks, halving {halving_s:.1f} s for {halving_blocks}. Its time over what its blocks predict: {ratio}.
 """
 
@@ -160,9 +160,9 @@ def compose(figures: dict, stack: list, shell: list, refined: list, sigma_table:
         SHELL_LCC.format_map(known),
         shell_lcc_rows.table(shell) + "\n",
         shell_lcc_rows.verdict(shell, shell_lcc_rows.DEFAULT) + "\n",
-        "What was tried beyond these rows and what limits guidance here: ../README.md, What was measured.\n",
+        "Other attempts and limits of guidance in this world: ../README.md, Results.\n",
         "![what guidance changes](shell_lcc.png)\n",
-        "Changes against no guidance, paired by prompt and seed; bold where the interval leaves out zero:\n",
+        "Changes against no guidance, paired by prompt and seed; bold where the interval excludes zero:\n",
         shell_lcc_rows.change_table(shell) + "\n",
         *([REFINED.format_map(known), shell_lcc_rows.refine_table(refined) + "\n"] if refined else []),
         SIGMAS.format_map(known),

@@ -194,7 +194,7 @@ def change_table(found: list[Row]) -> str:
 
 
 def verdict(found: list[Row], default: str) -> str:
-    """One sentence: whether the default beats no guidance and plain minimisation in the Frechet distance."""
+    """One sentence that compares the default's Frechet distance with those of no guidance and of plain minimisation."""
     by_name = {row.name: row.figures["frechet"] for row in found}
     mine = by_name[default]
     parts = []
