@@ -77,7 +77,7 @@ def test_the_table_says_what_was_measured(ran):
 def test_the_race_states_its_cost_and_its_gain(ran):
     page, said, _ = ran
     plain = html.unescape(page)
-    share = float(re.search(r"What ran was\s+([\d.]+)", plain)[1])
+    share = float(re.search(r"This ran\s+([\d.]+)", plain)[1])
     assert 25 < share < 35
     first, winner = (float(v) for v in re.findall(r"judge, overall ([\d.]+)", plain))
     assert 0 <= first <= 1

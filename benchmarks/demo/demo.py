@@ -1,11 +1,10 @@
-"""The pack's methods from end to end in the toy world, on a CPU in minutes: fit, sample, score, race, show.
+"""Demo of Shell-LCC and PRISM in the toy world, on a CPU in minutes: fit, sample, score, race seeds, write a page.
 
     python -m trainers.demo [--output_dir outputs/demo] [--prompts 16]
 
-The toy world is a whole Wan 2.1 stack in miniature, really trained, that comes with the checkout. The demo fits a manifold
-on its latents, samples the same prompts and seeds with and without guidance, has an independent judge read the decoded
-clips, races seeds with a PRISM head, and writes a page to look at. `python -m trainers.demo_clips` does the fitting on real
-videos.
+The toy world is a complete Wan 2.1 stack in miniature, trained, and part of the checkout. The demo fits a manifold on its
+latents, samples the same prompts and seeds with and without guidance, scores the decoded clips with an independent judge,
+races seeds with a PRISM head, and writes an HTML page. `python -m trainers.demo_clips` fits a manifold on real videos.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from .clips import run
 from .page import Shown, legend, page, prompt_row, table
 from .race import SIZE, race_all, section, summary
 
-# Combinations of attributes that the model was never trained on.
+# Combinations of attributes on which the model was not trained.
 SPLIT = "unseen"
 REAL = "render, through the VAE"
 SETTINGS = {"no guidance": None, "project (the node's default)": "project", "minimise (released objective)": "minimise"}
@@ -33,31 +32,31 @@ COLUMNS = {
     "outside": "tokens outside the band",
     "distance": "mean distance",
     "sharpness": "Laplacian variance / render's",
-    "alignment": "shows what it should",
+    "alignment": "shows the caption",
     "overall": "judge, overall",
 }
 BATCH = 4
-# Prompts for which seeds are raced: each takes as long as four clips.
+# Number of prompts for which seeds are raced; each takes as long as about four clips.
 RACED = 8
 
 INTRODUCTION = """<h1>Shell-LCC and PRISM in the toy world</h1>
 <h2>Shell-LCC</h2>
 <p>Latents of good clips lie on a shell around a manifold. A manifold was fitted on the latents of {fitted} rendered clips,
-and {count} prompts, in combinations the model was never trained on, were sampled with the same seeds under each setting.
-An oracle judge, which sees pixels only, read the decoded clips.</p>
-<p>Beneath every clip: the distance of its latent to the shell, {legend} from smoother than real clips to noisier; dark is
+and {count} prompts, with combinations of attributes that training did not contain, were sampled with the same seeds under
+each setting. An oracle judge, which uses pixels only, scored the decoded clips.</p>
+<p>Below every clip: the distance of its latent to the shell, {legend} from smoother than real clips to noisier; dark is
 within the band that holds the central 90&#8239;% of real tokens.</p>"""
 EXPLANATION = """<p>Mean &#177; half of the 95&#8239;% interval over {count} clips. Laplacian variance measures fine detail;
-it is relative to the same scene rendered and sent through the VAE. <i>project</i> puts every token on the shell;
-<i>minimise</i>, the released objective, drives the distance to zero and so runs through the shell. Small changes of pixels are
-to be expected: no token is moved by more than 20&#8239;% of its length.</p>"""
+it is relative to the same scene rendered and reconstructed by the VAE. <i>project</i> moves every token onto the shell;
+<i>minimise</i>, the released objective, minimises the distance and so moves tokens through the shell. Expect small changes of
+pixels: no token is moved by more than 20&#8239;% of its length.</p>"""
 FOOTER = """<footer>Made by <code>python -m trainers.demo</code>, seed {seed}. For more clips, strengths and windows:
-<code>python -m benchmarks.toy_world.report</code>. The model has 3.4 million weights and sees 64x64 pixels: this page
-shows the mechanism, not how Wan2.1's own clips look.</footer>"""
+<code>python -m benchmarks.toy_world.report</code>. The model has 3.4 million weights and makes clips of 64x64 pixels: this
+page shows the mechanism, not the look of Wan2.1's own clips.</footer>"""
 
 
 def sample_all(world, manifold: ShellManifold, captions: list[str], seed: int) -> dict[str, torch.Tensor]:
-    """Latents [N, 16, 5, 8, 8] per setting, the same seeds in each."""
+    """Setting -> latents [N, 16, 5, 8, 8], the same seeds in each."""
     found = {name: [] for name in SETTINGS}
     with tqdm(total=len(captions) * len(SETTINGS), desc="sampling", unit="clip") as bar:
         for start in range(0, len(captions), BATCH):
@@ -71,7 +70,7 @@ def sample_all(world, manifold: ShellManifold, captions: list[str], seed: int) -
 
 
 def measure(frames: torch.Tensor, z: torch.Tensor, truth: list, real: dict, manifold: ShellManifold, the_judge) -> dict:
-    """Every column of the table, [N] each, and "map", the distances [N, T, h, w]."""
+    """All columns of the table, [N] each, and "map", the distances [N, T, h, w]."""
     distance = manifold.distance(z)
     reading = the_judge.read(frames)
     scores = reading.scores(truth)
@@ -92,7 +91,7 @@ def heat_frames(manifold: ShellManifold, distance: torch.Tensor) -> torch.Tensor
 
 
 def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellManifold, shown: int, seed: int, race: str) -> str:
-    """The page. clips: name -> frames [N, T, 3, H, W]; figures: name -> what `measure` gave; race: HTML."""
+    """The page. clips: name -> frames [N, T, 3, H, W]; figures: name -> result of `measure`; race: HTML."""
     rows = []
     for name, values in figures.items():
         rows.append([name, *(statistics.mean(values[k]).text() for k in COLUMNS)])
@@ -128,8 +127,8 @@ def main(argv=None) -> None:
         prog="python -m trainers.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--prompts", type=int, default=16, help="how many to sample under each setting (16)")
-    parser.add_argument("--shown", type=int, default=8, help="how many of them to show on the page (8)")
+    parser.add_argument("--prompts", type=int, default=16, help="number of prompts to sample under each setting (16)")
+    parser.add_argument("--shown", type=int, default=8, help="number of prompts to show on the page (8)")
     parser.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -156,8 +155,8 @@ def main(argv=None) -> None:
     raced_prompts = min(args.prompts, RACED)
     print(f"\n== Best-of-{SIZE} for {raced_prompts} of the same prompts", flush=True)
     raced = race_all(world, the_judge, SPLIT, raced_prompts)
-    said = {k: v.replace("\u00b1", "+-") for k, v in summary(raced).items()}
-    print(f"judge, overall: first seed {said['first']}, winner {said['winner']}, change {said['change']}")
+    plain = {k: v.replace("\u00b1", "+-") for k, v in summary(raced).items()}
+    print(f"judge, overall: first seed {plain['first']}, winner {plain['winner']}, change {plain['change']}")
     race = section(raced, args.shown)
     text = compose(captions, clips, figures, manifold, args.shown, args.seed, race)
     target = args.output_dir / "index.html"

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that holds its clips and pictures, opens offline and asks nothing of any server."""
+"""The demo's page: one self-contained HTML file with its clips and images embedded, which opens offline."""
 
 import base64
 import html
@@ -36,7 +36,7 @@ footer { margin-top: 2.5rem; font-size: .85rem; opacity: .75; }
 
 @dataclass(frozen=True)
 class Shown:
-    """One clip on the page. frames: uint8 [T, 3, H, W]; heat: the same or None; notes: short lines beneath."""
+    """One clip on the page. frames: uint8 [T, 3, H, W]; heat: the same or None; notes: short lines below it."""
 
     title: str
     frames: Tensor
@@ -45,16 +45,16 @@ class Shown:
 
 
 def webp(frames: Tensor, fps: int = FPS) -> str:
-    """An animated WebP of frames uint8 [T, 3, H, W], for ever, as a data URI."""
+    """A looping animated WebP of frames uint8 [T, 3, H, W], as a data URI."""
     pictures = [Image.fromarray(f.permute(1, 2, 0).contiguous().numpy()) for f in frames]
     buffer = io.BytesIO()
-    # Equal neighbouring frames are merged by the encoder unless mixed is on; duration then says how long each lasts.
+    # The encoder may merge equal consecutive frames; the merged frame's duration is then their sum.
     pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, quality=90)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure(shown: Shown) -> str:
-    """A clip, its heat map beneath it, and its notes."""
+    """A clip with its heat map and its notes below."""
     title = html.escape(shown.title)
     parts = [f'<figure><img src="{webp(shown.frames)}" alt="clip: {title}">']
     if shown.heat is not None:
@@ -64,20 +64,20 @@ def figure(shown: Shown) -> str:
 
 
 def prompt_row(caption: str, clips: Sequence[Shown], columns: int | None = None) -> str:
-    """All clips of one prompt side by side. columns: how many would fill the page's width (None: as many as there are)."""
+    """All clips of one prompt in a row. columns: how many fill the page's width (None: all of them)."""
     head = f'<section class="prompt" style="--columns: {columns or len(clips)}"><h3>{html.escape(caption)}</h3>'
     return head + "\n".join(figure(c) for c in clips) + "</section>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells as given, escaped; the first column holds names."""
+    """An HTML table; cells are escaped, and the first column holds names."""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>\n" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
 def legend(colours: Sequence[Sequence[float]]) -> str:
-    """A bar of the heat map's colours, RGB in 0..1 from one end to the other."""
+    """A bar of the heat map's colours, which are RGB in 0..1."""
     stops = ", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*(255 * c for c in colour)) for colour in colours)
     return f'<span class="legend" style="background: linear-gradient(90deg, {stops})"></span>'
 

@@ -1,4 +1,4 @@
-"""The demo's second half: Best-of-8 with a PRISM head in the toy world, pruned early, beside the first seed."""
+"""The demo's second half: early Best-of-8 with a PRISM head in the toy world, compared with the first seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +17,20 @@ HEAD = "query"
 COLUMNS = 4
 
 INTRODUCTION = """<h2>Best of {size}, pruned early (PRISM)</h2>
-<p>For each of the same prompts {size} seeds were started. A small head, trained on which of two seeds the judge liked better
-for other prompts, read the model's own blocks at sigma {levels} and let half of them drop out each time. What ran was
-{share:.0f}&#8239;% of {size} whole runs. The judge's overall score of the finished clip, mean &#177; half of the 95&#8239;%
-interval over {count} prompts: first seed {first}, winner {winner}, change {change}. The race does what it should; this head,
-trained on a few hundred prompts, knows too little to gain anything beyond chance, as the toy world's report shows at length.
+<p>For each of the same prompts {size} seeds were started. A small head, trained on the judge's preferences between seeds of
+other prompts, scored features of the model's own blocks at sigma {levels}, and the worse half was dropped each time. This ran
+{share:.0f}&#8239;% of the blocks of {size} whole runs. The judge's overall score of the finished clip, mean &#177; half of the
+95&#8239;% interval over {count} prompts: first seed {first}, winner {winner}, change {change}. The search works as planned,
+but this head, trained on a few hundred prompts, is too weak to gain anything beyond chance, as the toy world's report shows.
 </p>"""
 
 
 @dataclass(frozen=True)
 class Raced:
-    """One prompt: frames uint8 [T, 3, H, W] and the judge's overall score of the first seed's clip and of the winner's."""
+    """One prompt: clips uint8 [T, 3, H, W] of the first seed and of the winner, and the judge's overall scores of both.
+
+    place: index of the winner among the seeds; share: blocks run over those of SIZE whole runs.
+    """
 
     caption: str
     first: Tensor
@@ -39,16 +42,16 @@ class Raced:
 
 @torch.no_grad()
 def race_all(world, the_judge, split: str, count: int) -> list[Raced]:
-    """Races for the first `count` captions of a split."""
+    """Early Best-of-N for the first `count` captions of a split."""
     scorer = candidates.load_heads(candidates.heads_folder(), weights.FOLDER / weights.DIT)[HEAD]
     plan = prism_rows.plan_of(SIZE, prism_rows.HALVING, max(scorer.head.config.taps))
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
     found = []
     for index in tqdm(range(count), desc="racing", unit="prompt"):
         caption = candidates.caption_of(world, split, index)
         won = search.search(world, scorer, caption, index, plan)
         noise = pipeline.initial_noise(candidates.seeds(index, 1))
-        first = euler(world.denoiser([caption.text]), noise, path)
+        first = euler(world.denoiser([caption.text]), noise, sigmas)
         frames = world.decode(torch.cat([first, won.z]))
         scores = the_judge.read(frames).scores([caption.attributes] * 2)["overall"].tolist()
         found.append(Raced(caption.text, *frames, tuple(scores), won.winner, won.blocks / plan.full_cost.blocks))
@@ -56,7 +59,7 @@ def race_all(world, the_judge, split: str, count: int) -> list[Raced]:
 
 
 def summary(found: Sequence[Raced]) -> dict[str, str]:
-    """The figures of the introduction, as text."""
+    """The figures of the introduction as text."""
     first, winner = (torch.tensor([r.scores[k] for r in found]) for k in (0, 1))
     change = statistics.difference(winner, first)
     return {
@@ -67,7 +70,7 @@ def summary(found: Sequence[Raced]) -> dict[str, str]:
 
 
 def section(found: Sequence[Raced], shown: int) -> str:
-    """HTML: what was measured, and the first clips side by side."""
+    """HTML: the figures, and the clips of the first `shown` prompts."""
     known = summary(found) | {
         "size": SIZE, "count": len(found), "share": 100 * found[0].share,
         "levels": ", ".join(f"{s:g}" for s in prism_rows.HALVING),

@@ -106,8 +106,8 @@ BEST_OF_N = """
 Best-of-N over subsets of those seeds. Halving keeps half at each of sigma {halving} (and one at the last); one
 early prune keeps one at sigma {early}. Full: every seed runs to the end and is scored as in PRISM Score. Cached drafts: every
 seed runs under a step cache ({draft_steps:.1f} of {steps} steps are computed), and the best is sampled again without it.
-Share: of the gain of full Best-of-N with the same head, omitted where the interval of that gain includes zero. Other attempts and
-limits: ../README.md, Results.
+Share: of the gain of full Best-of-N with the same head, omitted where the interval of that gain includes zero. Other attempts
+and limits: ../README.md, Results.
 """
 
 
