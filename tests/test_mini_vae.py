@@ -176,7 +176,7 @@ def test_command_line_is_repeatable_and_careful(tmp_path, capsys, monkeypatch):
     assert not torch.equal(made["a"]["conv1.weight"], made["c"]["conv1.weight"])
     assert "dB PSNR" in capsys.readouterr().out
     for arguments, message in (
-        (["--output", str(path)], "exists; say --overwrite"),
+        (["--output", str(path)], "exists; use --overwrite"),
         (["--output", "x.bin"], "must end in .safetensors"),
         (["--output", str(tmp_path / "d.safetensors"), "--train_steps", "-1"], "0 or more"),
     ):
