@@ -45,7 +45,7 @@ def race_all(world, the_judge, split: str, count: int) -> list[Raced]:
     """Early Best-of-N for the first `count` captions of a split."""
     scorer = candidates.load_heads(candidates.heads_folder(), weights.FOLDER / weights.DIT)[HEAD]
     plan = prism_rows.plan_of(SIZE, prism_rows.HALVING, max(scorer.head.config.taps))
-    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    sigmas = pipeline.schedule()
     found = []
     for index in tqdm(range(count), desc="racing", unit="prompt"):
         caption = candidates.caption_of(world, split, index)

@@ -70,13 +70,11 @@ def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int)
     with little noise, as in PRISM Score.
     """
     caption = caption_of(world, split, index)
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    schedule = pipeline.schedule()
     states: dict[int, Tensor] = {}
-    denoiser = world.denoiser([caption.text] * count)
-    z = euler(
-        denoiser, pipeline.initial_noise(seeds(index, count)), path, watch=lambda x, sigma, step: states.__setitem__(step, x)
-    )
-    noisy = [scores(heads, states[k], path[k], caption) for k in STEPS]
+    denoiser, noise = world.denoiser([caption.text] * count), pipeline.initial_noise(seeds(index, count))
+    z = euler(denoiser, noise, schedule, watch=lambda x, sigma, step: states.__setitem__(step, x))
+    noisy = [scores(heads, states[k], schedule[k], caption) for k in STEPS]
     out = {"z": z} | {f"score.{name}": torch.stack([found[name] for found in noisy], dim=1) for name in heads}
     out |= {f"finished.{name}": found for name, found in finished(heads, z, caption, index).items()}
     return out | of_reading(j.read(world.decode(z)), caption)
@@ -86,8 +84,8 @@ def run(world, j: judge.Judge, heads: Heads, split: str, index: int, count: int)
 def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
     """The same candidates under a step cache: "evaluations" [N], the steps computed for each, and finished.<head> [N]."""
     caption = caption_of(world, split, index)
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
-    z, evaluations = draft(lambda n: world.denoiser([caption.text] * n), pipeline.initial_noise(seeds(index, count)), path)
+    schedule = pipeline.schedule()
+    z, evaluations = draft(lambda n: world.denoiser([caption.text] * n), pipeline.initial_noise(seeds(index, count)), schedule)
     found = finished(heads, z, caption, index)
     return {"evaluations": evaluations} | {f"finished.{name}": values for name, values in found.items()}
 
@@ -96,7 +94,7 @@ def run_drafts(world, j, heads, split: str, index: int, count: int) -> dict[str,
 def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str, Tensor]:
     """The judge's overall scores of unfinished candidates: judge.noisy and judge.prediction, [N, len(JUDGED_STEPS)]."""
     caption = caption_of(world, split, index)
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    schedule = pipeline.schedule()
     seen: dict[str, list[Tensor]] = {"noisy": [], "prediction": []}
 
     def watch(x: Tensor, sigma: float, step: int) -> None:
@@ -109,7 +107,7 @@ def run_judged(world, j, heads, split: str, index: int, count: int) -> dict[str,
         return x0
 
     denoiser = world.denoiser([caption.text] * count)
-    euler(denoiser, pipeline.initial_noise(seeds(index, count)), path, hook, watch)
+    euler(denoiser, pipeline.initial_noise(seeds(index, count)), schedule, hook, watch)
     out = {}
     for kind, latents in seen.items():
         read = [j.read(world.decode(x)).scores([caption.attributes] * count)["overall"] for x in latents]
@@ -148,8 +146,8 @@ def of_reading(reading: judge.Reading, caption: Caption) -> dict[str, Tensor]:
 
 def sigmas_before(steps: Sequence[int] = STEPS) -> list[float]:
     """The noise level of the input of each step."""
-    path = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
-    return [path[k] for k in steps]
+    schedule = pipeline.schedule()
+    return [schedule[k] for k in steps]
 
 
 def heads_folder(folder: Path = weights.FOLDER) -> Path:

@@ -22,7 +22,7 @@ from .text_encoder import TextEncoder
 LATENT_SHAPE = (16, 5, 8, 8)
 STEPS, CFG, SHIFT = 20, 2.0, 3.0
 
-__all__ = ["CFG", "SHIFT", "STEPS", "Hook", "ToyWorld", "initial_noise", "load", "sigmas"]
+__all__ = ["CFG", "SHIFT", "STEPS", "Hook", "ToyWorld", "initial_noise", "load", "schedule", "sigmas"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def load(folder: str | Path = weights.FOLDER) -> ToyWorld:
         weights.load_vae(folder / weights.VAE),
         text_encoder.load(folder / weights.TEXT),
     )
+
+
+def schedule() -> list[float]:
+    """The STEPS + 1 noise levels of the default schedule, from 1 to 0."""
+    return sigmas(STEPS, SHIFT).tolist()
 
 
 def initial_noise(seeds: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ class SigmaAccuracy:
 
 
 @dataclass(frozen=True)
-class Row:
+class ChoiceRow:
     """One way to choose among N seeds.
 
     oracle: score of the chosen one; gain: over a random choice; share: of the gain of full Best-of-N with the same head (None
@@ -108,7 +108,7 @@ def over_captions(values: Tensor) -> Estimate:
 
 def plan_of(size: int, checkpoints: Sequence[float], tap: int, survivors: Sequence[int] | None = None) -> Plan:
     """The plan of one search over `size` candidates; checkpoints: noise levels at which candidates are dropped."""
-    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    sigmas = pipeline.schedule()
     return make_plan(sigmas, size, 1, checkpoints, survivors, passes=PASSES, depth=DEPTH, tap=tap)
 
 
@@ -139,12 +139,12 @@ def chosen(oracle: Tensor, size: int, choose: Callable[[int, list[int]], int]) -
     return torch.stack(values)
 
 
-def rows(pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[Row]:
+def rows(pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[ChoiceRow]:
     """All ways to choose, for every N. taps: head -> its last tap."""
     return [row for size in SIZES for row in rows_of(size, pool, drafts, taps)]
 
 
-def rows_of(size: int, pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[Row]:
+def rows_of(size: int, pool: dict[str, Tensor], drafts: dict[str, Tensor], taps: dict[str, int]) -> list[ChoiceRow]:
     """All ways to choose among `size` seeds."""
     oracle = pool["oracle.overall"]
     runs = pipeline.STEPS * PASSES
@@ -190,7 +190,7 @@ def row_of(
     blocks: float,
     values: Tensor | None = None,
     against: Tensor | None = None,
-) -> Row:
+) -> ChoiceRow:
     """One way to choose. values: [captions], its oracle scores, instead of choosing; against: those of full Best-of-N."""
     base = at_random(oracle, size)
     values = chosen(oracle, size, choose) if values is None else values
@@ -199,7 +199,7 @@ def row_of(
     shared = against is not None and statistics.mean(against - base).low > 0
     share = statistics.ratio(gain, against - base) if shared else None
     full = size * pipeline.STEPS * PASSES * DEPTH
-    return Row(size, name, statistics.mean(values), statistics.mean(gain), share, evaluations, blocks, blocks / full)
+    return ChoiceRow(size, name, statistics.mean(values), statistics.mean(gain), share, evaluations, blocks, blocks / full)
 
 
 def at_random(oracle: Tensor, size: int) -> Tensor:
@@ -249,7 +249,7 @@ def accuracy_table(found: list[SigmaAccuracy]) -> str:
     return "\n".join(lines)
 
 
-def table(found: list[Row]) -> str:
+def table(found: list[ChoiceRow]) -> str:
     """As markdown."""
     head = "| N | choice | oracle | gain | share of the full gain | evaluations | blocks | of N full runs |"
     lines = [
@@ -264,7 +264,7 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(accuracies_by_sigma: list[SigmaAccuracy], found: list[Row]) -> dict:
+def as_json(accuracies_by_sigma: list[SigmaAccuracy], found: list[ChoiceRow]) -> dict:
     def plain(e: Estimate | None):
         return None if e is None else [e.mean, e.half]
 

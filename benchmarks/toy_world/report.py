@@ -122,9 +122,7 @@ def clock(files: jobs.Files) -> prism_rows.Clocked:
     return prism_rows.clock(world, candidates.load_heads(files.heads, files.weights / weights.DIT)["query"])
 
 
-def compose_prism(
-    figures: dict, levels: list, chosen: list, drafts: dict, clocked: prism_rows.Clocked
-) -> str:
+def compose_prism(figures: dict, levels: list, chosen: list, drafts: dict, clocked: prism_rows.Clocked) -> str:
     """The report's part on PRISM as markdown."""
     by_name = {(r.size, r.name): r for r in chosen}
     known = figures | {

@@ -29,7 +29,7 @@ def search(world: pipeline.ToyWorld, scorer: Scorer, caption: Caption, index: in
     """Early Best-of-N by a plan. index: of the caption, from which the candidates' seeds follow."""
     (negative,) = world.text.words([""])
     network = early_best_of_n.GuidedNetwork(world.dit, scorer, caption.words, negative, pipeline.CFG)
-    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    sigmas = pipeline.schedule()
     noises = pipeline.initial_noise(seeds(index, plan.candidates)).split(1)
     began = time.perf_counter()
     found = early_best_of_n.search(plan, network, noises, sigmas)
@@ -39,7 +39,7 @@ def search(world: pipeline.ToyWorld, scorer: Scorer, caption: Caption, index: in
 
 def full(world: pipeline.ToyWorld, scorer: Scorer, caption: Caption, index: int, count: int) -> TimedSearch:
     """Plain Best-of-N: every candidate runs to its end, scored as PRISM Score does. Time and blocks are those of sampling."""
-    sigmas = pipeline.sigmas(pipeline.STEPS, pipeline.SHIFT).tolist()
+    sigmas = pipeline.schedule()
     began = time.perf_counter()
     denoiser = world.denoiser([caption.text])
     z = [euler(denoiser, x, sigmas) for x in pipeline.initial_noise(seeds(index, count)).split(1)]

@@ -64,7 +64,7 @@ TARGETS = {"frechet": "siblings", "frechet_reconstructions": "sibling reconstruc
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """One setting. figures: column -> Estimate; against_base: the same for the change from no guidance."""
 
     name: str
@@ -122,7 +122,7 @@ def refine_table(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, reference: dict[str, Tensor]) -> list[Row]:
+def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, reference: dict[str, Tensor]) -> list[SettingRow]:
     """reference: the judge's mean sharpness of renders, as `Judge.reference`."""
     scene = gather(results, plan["scene"])
     truth = [scene_of(SPLIT, i)[0].attributes for i in range(len(scene["laplacian"]))]
@@ -138,7 +138,7 @@ def rows(results: dict, plan: dict[str, list[Job]], manifold: ShellManifold, ref
             mine, others = (frechet_values(x, target) for x in (found, base))
             figures[k] = statistics.of_pseudo_values(mine, len(truth))
             change[k] = statistics.of_pseudo_values(mine - others, len(truth))
-        out.append(Row(name, figures, change))
+        out.append(SettingRow(name, figures, change))
     return out
 
 
@@ -168,7 +168,7 @@ def frechet_values(found: dict[str, Tensor], target: judge.FrechetTarget) -> Ten
     return statistics.pseudo_values(lambda index: target.distance(x[index]), len(x))
 
 
-def table(found: list[Row]) -> str:
+def table(found: list[SettingRow]) -> str:
     """The settings as markdown: figures with 95% intervals."""
     shown = ("outside", "laplacian", "high_frequency", "frechet", "overall", "change")
     lines = ["| guidance | " + " | ".join(COLUMNS[k] for k in shown) + " |", "|---|" + "---|" * len(shown)]
@@ -177,7 +177,7 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def change_table(found: list[Row]) -> str:
+def change_table(found: list[SettingRow]) -> str:
     """Changes against no guidance, paired by prompt and seed, as markdown."""
     shown = [k for k in COLUMNS if k not in ("change", "distance")]
     lines = ["| guidance | " + " | ".join(COLUMNS[k] for k in shown) + " |", "|---|" + "---|" * len(shown)]
@@ -193,7 +193,7 @@ def change_table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def verdict(found: list[Row], default: str) -> str:
+def verdict(found: list[SettingRow], default: str) -> str:
     """One sentence that compares the default's Frechet distance with those of no guidance and of plain minimisation."""
     by_name = {row.name: row.figures["frechet"] for row in found}
     mine = by_name[default]
@@ -206,7 +206,7 @@ def verdict(found: list[Row], default: str) -> str:
     return f"Frechet distance with the default, {default}: {mine.text(2)}, " + " and ".join(parts) + "."
 
 
-def as_json(found: list[Row]) -> list[dict]:
+def as_json(found: list[SettingRow]) -> list[dict]:
     def plain(figures: dict[str, Estimate]) -> dict:
         return {k: [e.mean, e.half] for k, e in figures.items()}
 

@@ -20,7 +20,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class KindRow:
     """The judge's readings of one kind of clip. right: attribute -> share classified correctly; scores, relative: see
     judge.Reading."""
 
@@ -37,7 +37,7 @@ def jobs(count: int) -> dict[str, list[Job]]:
     return out | {split: split_up("siblings", split, count) for _, split in KINDS.values()}
 
 
-def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]) -> list[Row]:
+def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]) -> list[KindRow]:
     targets = {split: judge.FrechetTarget(gather(results, plan[split])) for _, split in KINDS.values()}
     out = []
     for name, (_, split) in KINDS.items():
@@ -47,7 +47,7 @@ def rows(results: dict, plan: dict[str, list[Job]], reference: dict[str, Tensor]
         truth = [scene_of(split, i)[0].attributes for i in range(n)]
         values = frechet_values(found, targets[split])
         out.append(
-            Row(
+            KindRow(
                 name,
                 {k: statistics.mean(reading.correct(truth, k).float()) for k in VALUES},
                 {k: statistics.mean(v) for k, v in reading.scores(truth).items()},
@@ -64,13 +64,13 @@ def psnr_per_frame(results: dict, plan: dict[str, list[Job]]) -> list[float]:
     return (-10 * error.mean(dim=0).log10()).tolist()
 
 
-def followed(found: list[Row]) -> dict[str, float]:
+def followed(found: list[KindRow]) -> dict[str, float]:
     """Per attribute, the share of samples classified correctly over that of reconstructions."""
     by_name = {row.name: row.right for row in found}
     return {k: by_name["samples"][k].mean / by_name["reconstructions"][k].mean for k in VALUES}
 
 
-def table(found: list[Row]) -> str:
+def table(found: list[KindRow]) -> str:
     """As markdown, one column per kind."""
     lines = ["| | chance | " + " | ".join(row.name for row in found) + " | samples / reconstructions |"]
     lines.append("|---|" + "---|" * (len(found) + 2))
@@ -86,7 +86,7 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(found: list[Row]) -> list[dict]:
+def as_json(found: list[KindRow]) -> list[dict]:
     def plain(figures: dict[str, Estimate]) -> dict:
         return {k: [e.mean, e.half] for k, e in figures.items()}
 
