@@ -23,7 +23,7 @@ from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.version import CREATED_BY
 from trainers.running.inputs import InputError, expand
-from trainers.video.read import VIDEO_SUFFIXES, Reading, Source, VideoError, read_windows
+from trainers.video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport, VideoError, decode_clips
 from trainers.video.sizes import nearest_bucket
 from trainers.wan.vae import channels_last
 from trainers.wan.vae_keys import to_original
@@ -126,10 +126,10 @@ def moving_noise(count: int, generator: torch.Generator) -> list[Tensor]:
 def read_clips(videos: list[str], per_video: int = 4) -> list[Tensor]:
     """Up to `per_video` clips [3, T, H, W] in [-1, 1] of each video, 144p, T at most 17. Raises InputError."""
     clips, reasons = [], []
-    reading = Reading(lambda w, h: nearest_bucket("144p", w, h), frames=FRAMES, max_windows=per_video)
+    reading = DecodeOptions(lambda w, h: nearest_bucket("144p", w, h), frames=FRAMES, max_clips=per_video)
     for name, path in expand(videos, VIDEO_SUFFIXES, "videos").items():
         try:
-            clips += [w.frames.movedim(0, 1) / 127.5 - 1.0 for w in read_windows(path, reading, Source(name))]
+            clips += [w.frames.movedim(0, 1) / 127.5 - 1.0 for w in decode_clips(path, reading, SourceReport(name))]
         except VideoError as e:
             reasons.append(str(e))
     if not clips:

@@ -15,8 +15,8 @@ from trainers import encode
 from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
 from trainers.latents import shards
-from trainers.latents.read import read_clips
-from trainers.video.read import Reading, Source, read_windows
+from trainers.latents.read import list_clips, read_clip
+from trainers.video.read import DecodeOptions, SourceReport, decode_clips
 from trainers.video.sizes import nearest_bucket
 from trainers.wan import vae as wan_vae
 
@@ -98,9 +98,9 @@ def test_shards_hold_normalised_latents_and_say_where_they_are_from(videos, vae_
     assert str(tmp_path) not in json.dumps([header.config, header.provenance])
 
     vae = wan_vae.load(vae_file)
-    reading = Reading(lambda w, h: (64, 48), frames=9)
-    window = next(read_windows(videos / "a.mkv", reading, Source("a.mkv")))
-    video = window.frames.float().movedim(0, 1)[None] / 127.5 - 1
+    options = DecodeOptions(lambda w, h: (64, 48), frames=9)
+    clip = next(decode_clips(videos / "a.mkv", options, SourceReport("a.mkv")))
+    video = clip.frames.float().movedim(0, 1)[None] / 127.5 - 1
     raw = vae.model.encode(video).latent_dist.mean[0]
     (key,) = (k for k, e in header.config["clips"].items() if e["source"] == "a.mkv")
     assert torch.allclose(tensors[key], latent_space.WAN21.normalise(raw, dim=0), atol=1e-5)
@@ -124,7 +124,7 @@ def test_real_clips_by_bucket_are_read_back_by_the_fit_trainers(vae_file, tmp_pa
         ["--videos", *paths, "--vae", str(vae_file), "--output", str(tmp_path), "--size", "144p", "--frames", "9"]
     )
     assert code == 0
-    clips = list(read_clips([tmp_path]))
+    clips = [(ref.clip_id, read_clip(ref), ref.space) for ref in list_clips([tmp_path])]
     assert [z.shape for _, z, _ in clips] == [(16, 3, 18, 32), (16, 3, 20, 26)]
     assert all(clip.startswith(name.split(".")[0]) for (clip, _, _), name in zip(clips, names, strict=True))
     assert all(space == latent_space.WAN21 and z.dtype == torch.float32 for _, z, space in clips)

@@ -22,7 +22,7 @@ from trainers.kernels.geometry.record import DENSE, TRACKS, GeometryError, Geome
 from trainers.kernels.geometry.views import Views
 from trainers.running import results_log as geometry_log
 from trainers.scorers import depth_files as geometry_files
-from trainers.video.read import Source
+from trainers.video.read import SourceReport
 
 from .video_clips import moving, write_clip
 
@@ -192,7 +192,7 @@ def test_two_processes_find_what_one_does_and_finish_what_is_at_hand(small, tmp_
 @pytest.mark.parametrize(("count", "fps", "limit", "expected"), [(3, 16, 81, 3), (10, 25, 81, 10), (12, 8, 7, 7)])
 def test_every_frame_is_read_at_the_clips_own_rate(tmp_path, count, fps, limit, expected):
     frames = moving(count)
-    path, source = write_clip(tmp_path / "a.mkv", frames, fps), Source("a.mkv")
+    path, source = write_clip(tmp_path / "a.mkv", frames, fps), SourceReport("a.mkv")
     found = read_frames(path, source, limit)
     assert torch.equal(found, torch.from_numpy(np.stack(frames[:expected])))
     assert source.notes == []

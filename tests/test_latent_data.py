@@ -8,7 +8,7 @@ from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
 from trainers.kernels.files.header import FormatError, Header
 from trainers.kernels.latent_space import RAW, WAN21, WAN22, LatentSpaceError
-from trainers.latents.read import LatentDataError, list_clips, read_clip, read_clips
+from trainers.latents.read import LatentDataError, list_clips, read_clip
 from trainers.running.inputs import InputError
 
 
@@ -27,9 +27,14 @@ def comfy_latent(path, raw, marker=True):
     return path
 
 
-def read(path, **options):
-    ((clip_id, z, space),) = read_clips([path], **options)
-    return clip_id, z, space
+def read_all(path, space=None, **options):
+    """(clip id, latents, latent space) of every clip of a file or folder."""
+    return [(ref.clip_id, read_clip(ref, **options), ref.space) for ref in list_clips([path], space)]
+
+
+def read(path, space=None, **options):
+    (clip,) = read_all(path, space, **options)
+    return clip
 
 
 # What is read
@@ -48,7 +53,7 @@ def test_shards_by_file_folder_and_pattern_in_order_of_names(tmp_path):
         "q",
     ]
     assert list_clips([tmp_path])[0].entry == {"source": "x.mp4"}
-    clips = list(read_clips([tmp_path]))
+    clips = read_all(tmp_path)
     assert torch.equal(clips[2][1], z.half().float())
     assert all(z.dtype == torch.float32 and space == WAN21 for _, z, space in clips)
 
@@ -60,14 +65,14 @@ def test_listing_reads_no_latents(tmp_path):
     shard(tmp_path / "a.safetensors", {"good": good, "sick": bad})
     refs = list_clips([tmp_path])
     assert read_clip(refs[0]).shape == good.shape
-    with pytest.raises(LatentDataError, match=r"a\.safetensors \(sick\): holds NaN or Inf"):
+    with pytest.raises(LatentDataError, match=r"a\.safetensors \(sick\): contains NaN or Inf"):
         read_clip(refs[1])
 
 
 def test_comfyui_latents_are_normalised(tmp_path):
     z = normal(2, 16, 3, 8, 8)
     raw = WAN21.denormalise(z)
-    both = list(read_clips([comfy_latent(tmp_path / "pair.latent", raw)]))
+    both = read_all(comfy_latent(tmp_path / "pair.latent", raw))
     assert [clip for clip, _, _ in both] == ["pair.latent#0", "pair.latent#1"]
     for i in range(2):
         assert torch.allclose(both[i][1], z[i], atol=1e-5)
@@ -168,7 +173,7 @@ def test_wrong_latent_files(tmp_path):
     for raw, marker, message in (
         (torch.zeros(1, 4, 64, 64), True, "an image latent of shape"),
         (torch.zeros(1, 4, 64, 64), False, "no 'latent_format_version_0' in it"),
-        (torch.zeros(1, 12, 3, 8, 8), True, "12 channels; wan21 has 16 and wan22 has 48: choose by --latent_space"),
+        (torch.zeros(1, 12, 3, 8, 8), True, "12 channels; wan21 has 16 and wan22 has 48: choose one with --latent_space"),
         (torch.zeros(1, 2, 16, 3, 8, 8), True, "not a video latent of shape"),
         (torch.full((1, 16, 3, 8, 8), float("nan")), True, "NaN or Inf"),
     ):
@@ -185,12 +190,12 @@ def test_wrong_shards(tmp_path):
         read(shard(path, {"c": normal(4, 2, 4, 4)}))
     with pytest.raises(LatentDataError, match=r"x\.safetensors \(c\): expected latents \[C, T, h, w\]"):
         read(shard(path, {"c": normal(16, 4, 4)}))
-    with pytest.raises(LatentDataError, match=r"x\.safetensors: its header does not say that its latents are normalised"):
+    with pytest.raises(LatentDataError, match=r"x\.safetensors: the header does not state that its latents are normalised"):
         read(shard(path, {"c": normal(16, 2, 4, 4)}, state="raw"))
     save_file({"c": normal(16, 2, 4, 4)}, path)
     with pytest.raises(FormatError, match=r"x\.safetensors: no format entry"):
         read(path)
-    with pytest.raises(LatentDataError, match="no clip at all"):
+    with pytest.raises(LatentDataError, match="hold no clips"):
         list_clips([shard(path, {})])
 
 

@@ -66,6 +66,7 @@ from trainers.preferences.groups import Candidate, Group, GroupError
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
 from trainers.prism import train_loop as prism_train
+from trainers.prism.accuracy_by_sigma import differences
 from trainers.video.sizes import BUCKETS
 from trainers.wan import dit as wan_dit
 from trainers.wan import vae as wan_vae
@@ -422,7 +423,7 @@ def models(tmp_path):
 
 
 def test_prism_scores_are_its_trainers_differences(records, models, tmp_path):
-    """Against prism_train.differences on a folder made of the same records, noise level by noise level."""
+    """Against prism's differences on a folder made of the same records, noise level by noise level."""
     out = tmp_path / "out"
     more = ("--by", "prism", "--head", models / "head.safetensors", "--backbone", models / "dit", "--text_encoder", TEXT)
     more += ("--min_gap", 0, "--max_error", "inf", "--prism_dimensions", "motion", "--levels", 0.5, 0.2)
@@ -434,7 +435,7 @@ def test_prism_scores_are_its_trainers_differences(records, models, tmp_path):
     data = prism_data.load(tmp_path / "data")
     loaded = files.load(models / "head.safetensors")
     scorer = prism_train.Scorer(wan_dit.load(models / "dit", 1), loaded.head)
-    found = sum(prism_train.differences(scorer, data, data.rows, s, 2)[:, 1] for s in (0.5, 0.2)) / 2
+    found = sum(differences(scorer, data, data.rows, s, 2)[:, 1] for s in (0.5, 0.2)) / 2
     expected = torch.tensor([values[Path(r.a).name] - values[Path(r.b).name] for r in data.rows])
     # The folder keeps texts in fp16.
     torch.testing.assert_close(expected, found, atol=2e-3, rtol=2e-2)

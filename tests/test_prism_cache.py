@@ -15,8 +15,8 @@ from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
-from trainers.wan import prompts as prism_texts
-from trainers.wan import text_encoder as umt5
+from trainers.wan import text_encoder
+from trainers.wan.prompts import text_id
 
 from .test_encode import vae_file  # noqa: F401 (a fixture)
 from .test_prism_train import train
@@ -64,9 +64,9 @@ def test_a_head_is_trained_from_a_table_of_videos(table, vae_file, wide_backbone
     assert sorted(data.runs) == [f"clips/{i}{s}.mkv" for i in range(3) for s in "ab"]
     assert [r.outcome for r in data.rows] == [{"VQ": 1}, {"VQ": -1}, {"VQ": 1}]
     assert data.state("clips/0a.mkv", None).shape == (16, 3, 6, 8)
-    encoder = umt5.load(TEXT, torch.bfloat16)
+    encoder = text_encoder.load(TEXT, torch.bfloat16)
     for prompt in PROMPTS:
-        kept = data.texts[prism_texts.text_id(prompt)]
+        kept = data.texts[text_id(prompt)]
         torch.testing.assert_close(kept, encoder.encode(prompt), atol=2e-3, rtol=2e-3)
     assert train(out, wide_backbone, tmp_path / "head.safetensors", steps=2) == 0
 
@@ -136,7 +136,7 @@ def test_prompts_embedded_before_are_used(table, vae_file, tmp_path, capsys):  #
             "--negative", "still", "--device", "cpu"]  # fmt: skip
     assert prism.main([str(a) for a in argv]) == 0
     texts, header = formats.read(tmp_path / "t.safetensors", "texts")
-    assert header.config["prompts"] == {prism_texts.text_id(p): p for p in PROMPTS[:2]} | {"negative": "still"}
+    assert header.config["prompts"] == {text_id(p): p for p in PROMPTS[:2]} | {"negative": "still"}
     assert len(texts) == 3
     capsys.readouterr()
     assert cache(table, vae_file, tmp_path / "data", text=("--texts", tmp_path / "t.safetensors")) == 2
@@ -144,7 +144,7 @@ def test_prompts_embedded_before_are_used(table, vae_file, tmp_path, capsys):  #
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     assert prism.main([str(a) for a in (*argv, "--overwrite")]) == 0
     assert cache(table, vae_file, tmp_path / "data", text=("--texts", tmp_path / "t.safetensors")) == 0
-    assert set(prism_data.load(tmp_path / "data").texts) == {prism_texts.text_id(p) for p in PROMPTS}
+    assert set(prism_data.load(tmp_path / "data").texts) == {text_id(p) for p in PROMPTS}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_prompts_embedded_before_are_used(table, vae_file, tmp_path, capsys):  #
         (lambda t: t, {"dimensions": ("--dimensions", "MQ")}, "in dimension 'MQ' every pair is a tie"),
         (lambda t: t, {"dimensions": ("--dimensions", "TA")}, "no dimension 'TA'"),
         (lambda t: t, {"text": ()}, "--text_encoder or --texts is needed"),
-        (lambda t: t.replace("clips/1b", "clips/0a"), {}, "compared under two prompts"),
+        (lambda t: t.replace("clips/1b", "clips/0a"), {}, "has two different prompts"),
     ],
 )
 def test_bad_tables_are_answered_before_anything_is_encoded(table, vae_file, tmp_path, capsys, edit, more, message):  # noqa: F811

@@ -11,9 +11,9 @@ pytest.importorskip("diffusers")
 from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
 from trainers.prism import cli as prism
-from trainers.prism import collect as prism_collect
 from trainers.prism import data as prism_data
-from trainers.prism import label as prism_label
+from trainers.prism.collect import first_seed, steps_of
+from trainers.prism.label import rows_of
 from trainers.wan import dit as wan_dit
 from trainers.wan import sampling as wan_sampling
 
@@ -37,7 +37,7 @@ def collect(backbone, texts, out, *more):  # noqa: F811
 
 
 def runs_of_seed(seed):
-    first = {p: prism_collect.first_seed(p, seed) for p in ("cat", "dog")}
+    first = {p: first_seed(p, seed) for p in ("cat", "dog")}
     return {p: [f"{p}-{first[p] + i}" for i in range(3)] for p in first}
 
 
@@ -60,8 +60,8 @@ def test_a_run_is_the_plain_run_of_its_seed(backbone, texts, tmp_path):  # noqa:
     )
     prism_data.write_rows(tmp_path / "runs", [prism_data.Row("dog", names["dog"][1], names["dog"][0], {"look": 1})])
     data = prism_data.load(tmp_path / "runs")
-    kept = prism_collect.steps_of(path, (0.95, 0.8))
-    assert data.levels() == pytest.approx(sorted(kept.values(), reverse=True), abs=1e-5)
+    kept = steps_of(path, (0.95, 0.8))
+    assert data.sigmas() == pytest.approx(sorted(kept.values(), reverse=True), abs=1e-5)
     torch.testing.assert_close(data.state(names["dog"][1], None), z[0], rtol=2e-3, atol=2e-3)
     for step, sigma in kept.items():
         torch.testing.assert_close(data.state(names["dog"][1], round(sigma, 6)), seen[step][0], rtol=2e-3, atol=2e-3)
@@ -117,7 +117,7 @@ def test_other_settings_are_refused(backbone, texts, tmp_path, capsys):  # noqa:
     [
         (("--frames", 6), "4n+1"),
         (("--seeds", 0), "--seeds"),
-        (("--negative", "no"), "no text 'no'"),
+        (("--negative", "no"), "no text with the key 'no'"),
         (("--shift", 0), "--shift"),
     ],
 )
@@ -146,7 +146,7 @@ def test_scores_become_pairs_and_a_head_is_trained_on_them(backbone, texts, tmp_
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"run": "x", "scores": {"l": 1}}', "does not hold, such as 'x'"), ('{"run": "x"}', "line 1: KeyError"),
+    [('{"run": "x", "scores": {"l": 1}}', "1 runs, such as 'x', are not in"), ('{"run": "x"}', "line 1: KeyError"),
      ('{"run": "cat", "scores": {"l": "nan"}}', "a score is NaN"), ('{"run": "CAT", "scores": {"l": 1}}', "no two runs")],
 )  # fmt: skip
 def test_bad_scores_are_named(backbone, texts, tmp_path, capsys, text, message):  # noqa: F811
@@ -157,4 +157,4 @@ def test_bad_scores_are_named(backbone, texts, tmp_path, capsys, text, message):
 
 
 def test_rows_need_a_common_dimension():
-    assert prism_label.rows_of({"a": "p", "b": "p"}, {"a": {"x": 1.0}, "b": {"y": 1.0}}, 0.0) == []
+    assert rows_of({"a": "p", "b": "p"}, {"a": {"x": 1.0}, "b": {"y": 1.0}}, 0.0) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainers.scorers.prism_network import some_tokens
+from trainers.scorers.prism_network import Scorer, some_tokens
 from trainers.wan.prompts import write_embeddings
 
 pytest.importorskip("diffusers")
@@ -22,12 +22,13 @@ from trainers.kernels.latent_space import WAN21
 from trainers.kernels.prism import files
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
-from trainers.prism import train as prism_fit
-from trainers.prism import train_loop as prism_train
+from trainers.prism import train_loop
+from trainers.prism.accuracy_by_sigma import differences
 from trainers.prism.data import MISSING, PrismDataError, Row
+from trainers.prism.train import held_out_halves
 from trainers.wan import dit as wan_dit
 from trainers.wan.dit_keys import of_text_to_video
-from trainers.wan.text_padding import fold
+from trainers.wan.text_padding import fold_padding
 
 from .test_wan_dit import CONFIG
 
@@ -132,8 +133,8 @@ def test_tokens_that_are_dropped_are_the_same_after_a_resume(folder, backbone, t
 
 def test_the_learning_rate_rises_and_falls():
     def of(schedule, step):
-        settings = prism_train.Settings(100, 4, 1, 2.0, 0, 10, 1, 5, "no", 0, schedule=schedule)
-        return prism_train.learning_rate(settings, step)
+        settings = train_loop.TrainSettings(100, 4, 1, 2.0, 0, 10, 1, 5, "no", 0, schedule=schedule)
+        return train_loop.learning_rate(settings, step)
 
     assert of("constant", 0) == of("cosine", 0) == pytest.approx(0.2)
     assert of("constant", 50) == of("constant", 99) == 2.0
@@ -153,7 +154,7 @@ def test_every_clip_is_scored_once_however_many_pairs_it_is_in(folder):
         seen.clear()
         if level == 0.5:
             data = prism_data.load(make_folder(folder.parent / "clean_once", caught=None))
-        found = prism_train.differences(scorer, data, data.rows, level, 7)
+        found = differences(scorer, data, data.rows, level, 7)
         assert sum(seen) == PROMPTS * SEEDS
         for row, d in zip(data.rows[:8], found[:8], strict=True):
             batch = prism_data.draw(data, [row], level, torch.Generator().manual_seed(0))
@@ -185,7 +186,7 @@ class TestData:
     def test_a_folder_comes_back_as_it_went(self, folder):
         data = prism_data.load(folder)
         assert len(data.runs) == PROMPTS * SEEDS
-        assert data.levels() == list(LEVELS)
+        assert data.sigmas() == list(LEVELS)
         assert data.dimensions == ("look", "other")
         assert len(data.rows) == PROMPTS * 6
         outcome = data.outcomes(data.rows)
@@ -214,7 +215,7 @@ class TestData:
 
     def test_splits_share_no_prompt(self, folder):
         data = prism_data.load(folder)
-        parts = prism_fit.held_out_halves(data, 0.4, 0)
+        parts = held_out_halves(data, 0.4, 0)
         prompts = [{r.prompt for r in part} for part in parts]
         assert sum(map(len, parts)) == len(data.rows)
         assert all(not (prompts[i] & prompts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -234,7 +235,7 @@ class TestData:
                 "line 1",
             ),
             (lambda f: (f / "pairs.jsonl").write_text("nonsense"), "line 1"),
-            (lambda f: (f / "pairs.jsonl").write_text(""), "no pair in it"),
+            (lambda f: (f / "pairs.jsonl").write_text(""), "contains no pair"),
         ],
     )
     def test_broken_folders_are_named(self, tmp_path, spoil, message):
@@ -252,7 +253,7 @@ class TestData:
         )
         data = prism_data.load(folder)
         row = next(r for r in data.rows if "p0-s0" in (r.a, r.b))
-        with pytest.raises(PrismDataError, match="encode both to one size"):
+        with pytest.raises(PrismDataError, match="encode both at one size"):
             prism_data.draw(data, [row], 0.9, torch.Generator())
 
 
@@ -292,14 +293,14 @@ class TestTraining:
 
     def test_a_score_depends_neither_on_the_batch_nor_on_its_neighbours(self, trained, folder, backbone):
         loaded, data = files.load(trained), prism_data.load(folder)
-        scorer = prism_train.Scorer(wan_dit.load(backbone, 2), loaded.head)
-        one, many = (prism_train.differences(scorer, data, data.rows[:9], 0.3, batch) for batch in (1, 4))
+        scorer = Scorer(wan_dit.load(backbone, 2), loaded.head)
+        one, many = (differences(scorer, data, data.rows[:9], 0.3, batch) for batch in (1, 4))
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
 
     def test_folded_padding_is_padding_to_512(self, folder, backbone):
         data, dit = prism_data.load(folder), wan_dit.load(backbone, 2)
         words = [data.texts["p0"], data.texts["p3"]]
-        text, bias, mask = fold(words)
+        text, bias, mask = fold_padding(words)
         whole = torch.zeros(2, 512, 24)
         for i, w in enumerate(words):
             whole[i, : len(w)] = w
@@ -320,12 +321,12 @@ class TestTraining:
             if step == 7:
                 raise KeyboardInterrupt
 
-        original = prism_train.train
+        original = train_loop.train
         try:
-            prism_train.train = lambda *a, **k: original(*a[:7], stop)
+            train_loop.train = lambda *a, **k: original(*a[:7], stop)
             assert train(folder, backbone, out, *work, steps=12) == 130
         finally:
-            prism_train.train = original
+            train_loop.train = original
         assert not out.exists()
         assert train(folder, backbone, out, *work, "--resume_from_checkpoint", "latest", steps=12) == 0
         whole, parts = load_file(tmp_path / "whole.safetensors"), load_file(out)
@@ -337,8 +338,8 @@ class TestTraining:
         data, dit = prism_data.load(folder), wan_dit.load(backbone, 2)
         head = files.PrismHead(files.HeadConfig(128, dim=32, heads=4, taps=(2,), dimensions=data.dimensions))
         batch = prism_data.draw(data, data.rows[:3], None, torch.Generator().manual_seed(0))
-        scorer = prism_train.Scorer(dit, head)
-        prism_train.loss_of(scorer(batch.x, batch.sigma, batch.words), batch.outcome, 5.0).backward()
+        scorer = Scorer(dit, head)
+        train_loop.loss_of(scorer(batch.x, batch.sigma, batch.words), batch.outcome, 5.0).backward()
         assert all(p.grad is None for p in dit.model.parameters())
         assert all(p.grad is not None for p in head.parameters())
         assert not any(name.startswith("dit") for name, _ in scorer.named_parameters())
@@ -346,15 +347,15 @@ class TestTraining:
     def test_missing_outcomes_do_not_count(self):
         scores = torch.randn(4, 2, requires_grad=True)
         outcome = torch.tensor([[1, MISSING], [MISSING, MISSING]])
-        (g,) = torch.autograd.grad(prism_train.loss_of(scores, outcome, 5.0), scores)
+        (g,) = torch.autograd.grad(train_loop.loss_of(scores, outcome, 5.0), scores)
         assert (g != 0).nonzero().tolist() == [[0, 0], [2, 0]]
 
     def test_batches_follow_from_seed_step_and_process(self, folder):
         data = prism_data.load(folder)
         groups = prism_data.by_shape(data, data.rows)
-        settings = prism_train.Settings(1, 4, 1, 1e-3, 0, 0, 1, 5, "no", 0)
+        settings = train_loop.TrainSettings(1, 4, 1, 1e-3, 0, 0, 1, 5, "no", 0)
         first, again, other = (
-            prism_train.batch_of(data, groups, settings, prism_train.generator_of(settings, *at))
+            train_loop.batch_of(data, groups, settings, train_loop.generator_of(settings, *at))
             for at in ((3, 0), (3, 0), (3, 1))
         )
         assert torch.equal(first.x, again.x)
@@ -420,18 +421,18 @@ def test_processes_share_their_gradients(folder, backbone, tmp_path):
     assert list((tmp_path / "two.checkpoints" / "logs").glob("events*"))
 
     data = prism_data.load(folder)
-    fit, _, _ = prism_fit.held_out_halves(data, 0.4, 0)
+    fit, _, _ = held_out_halves(data, 0.4, 0)
     dit = wan_dit.load(backbone, 2)
     torch.manual_seed(0)
     head = files.PrismHead(files.HeadConfig(dit.backbone.width, 32, 4, 2, (2,), 1, data.dimensions))
-    settings = prism_train.Settings(1, 4, 2, 3e-3, 0.01, 0, 0, 5, "no", 0, token_dropout=0.25)
-    scorer, losses = prism_train.Scorer(dit, head), []
+    settings = train_loop.TrainSettings(1, 4, 2, 3e-3, 0.01, 0, 0, 5, "no", 0, token_dropout=0.25)
+    scorer, losses = Scorer(dit, head), []
     for process in (0, 1):
-        generator = prism_train.generator_of(settings, 0, process)
-        batch = prism_train.batch_of(data, prism_data.by_shape(data, fit), settings, generator)
+        generator = train_loop.generator_of(settings, 0, process)
+        batch = train_loop.batch_of(data, prism_data.by_shape(data, fit), settings, generator)
         scores = scorer(batch.x, batch.sigma, batch.words, 0.75, generator)
-        losses.append(prism_train.loss_of(scores, batch.outcome, settings.eta))
-    optimiser = prism_train.make_optimiser(head, settings)
+        losses.append(train_loop.loss_of(scores, batch.outcome, settings.eta))
+    optimiser = train_loop.make_optimiser(head, settings)
     (sum(losses) / 2).backward()
     optimiser.step()
     for name, value in load_file(out).items():

@@ -18,10 +18,11 @@ from trainers.kernels.shell_lcc import fit_predictor
 from trainers.kernels.shell_lcc.diagnostics import add_noise, blur, half_blur, high_frequency_share
 from trainers.kernels.shell_lcc.manifold import load
 from trainers.kernels.shell_lcc.predictor import Predictor
-from trainers.running import checkpoint as shell_lcc_checkpoint
+from trainers.running import checkpoint
+from trainers.running.loop import CheckpointOptions
 from trainers.shell_lcc import cli as shell_lcc
-from trainers.shell_lcc import fit as shell_lcc_fit
-from trainers.shell_lcc import train_predictor as shell_lcc_train
+from trainers.shell_lcc import fit as fit_command
+from trainers.shell_lcc import train_predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--coder", "predictor", "--num_bases", "32", "--hidden_dim", "16", "--lcc_steps", "12", "--shell_steps", "8"]
@@ -66,7 +67,7 @@ def assert_same_tensors(a, b):
 
 
 def checkpoints(folder):
-    return [p.name for p in shell_lcc_checkpoint.found(Path(folder))]
+    return [p.name for p in checkpoint.list_checkpoints(Path(folder))]
 
 
 FITS = {
@@ -197,7 +198,7 @@ def test_interrupted_and_resumed_equals_unbroken(few, tmp_path, unbroken, monkey
             if step == at:
                 raise KeyboardInterrupt
 
-        patch.setattr(shell_lcc_fit._Log, "step", interrupt)
+        patch.setattr(fit_command._Log, "step", interrupt)
         assert shell_lcc.main(command) == 130
     assert not output.exists()
     assert "--resume_from_checkpoint latest" in capsys.readouterr().err
@@ -287,7 +288,7 @@ def test_non_finite_steps_are_skipped_and_counted(few, tmp_path, monkeypatch):
 
 def test_too_many_non_finite_steps_abort(few, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, range(3, 10**6))
-    monkeypatch.setattr(shell_lcc_train, "BAD_IN_A_ROW", 4)
+    monkeypatch.setattr(train_predictor, "MAX_NONFINITE_STEPS", 4)
     output = tmp_path / "run.safetensors"
     assert shell_lcc.main(["fit", "--latents", few, "--output", str(output), *SMALL]) == 2
     message = capsys.readouterr().err
@@ -339,18 +340,18 @@ def test_mixed_precision_is_for_the_network_alone(few, tmp_path, monkeypatch):
 
 def test_epochs_go_through_every_token_once():
     settings = make_settings(batch=5, processes=2)
-    ranks = [shell_lcc_train.Batches(100, settings, "lcc", rank) for rank in (0, 1)]
+    ranks = [train_predictor.Batches(100, settings, "lcc", rank) for rank in (0, 1)]
     seen = torch.cat([ranks[i % 2][i // 2] for i in range(20)])
     assert sorted(seen.tolist()) == list(range(100))
     assert not torch.equal(ranks[0][0], ranks[0][10])
-    assert torch.equal(shell_lcc_train.Batches(100, settings, "lcc", 1)[13], ranks[1][13])
+    assert torch.equal(train_predictor.Batches(100, settings, "lcc", 1)[13], ranks[1][13])
 
 
 def make_settings(**changes):
     values = {"num_bases": 24, "hidden_dim": 12, "lcc_steps": 0, "shell_steps": 6, "batch": 64, "processes": 1}
     values |= {"accumulation": 1, "learning_rate": 1e-3, "lr_scheduler": "linear", "locality_weight": 0.02}
     values |= {"usage_weight": 0.1, "basis_weight": 0.1, "max_grad_norm": 1.0, "random_start": False, "precision": "no"}
-    return shell_lcc_train.Settings(**values | {"seed": 0} | changes)
+    return train_predictor.FitSettings(**values | {"seed": 0} | changes)
 
 
 def train_once(folder, accelerator, **changes):
@@ -358,7 +359,7 @@ def train_once(folder, accelerator, **changes):
     torch.manual_seed(0)
     coder = Predictor(16, 24, 12)
     tokens = torch.randn(640, 16, generator=torch.Generator().manual_seed(1))
-    shell_lcc_train.train(accelerator, coder, tokens, make_settings(**changes), shell_lcc_train.Checkpoints(folder))
+    train_predictor.train(accelerator, coder, tokens, make_settings(**changes), CheckpointOptions(folder))
     return {k: v.detach().clone() for k, v in coder.state_dict().items()}
 
 
@@ -555,7 +556,7 @@ def test_ctrl_c_during_an_anchor_fit(few, out, monkeypatch, capsys):
     def stop(self, done):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shell_lcc_fit.Bar, "reach", stop)
+    monkeypatch.setattr(fit_command.Bar, "reach", stop)
     assert shell_lcc.main(["fit", "--latents", few, "--output", str(out)]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(out.parent.iterdir())

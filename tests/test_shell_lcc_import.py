@@ -162,7 +162,7 @@ def test_wrong_entries_are_named(tmp_path, capsys):
         return refuse(capsys, tmp_path, write_reference(tmp_path / "bad.pth", state, **extra))
 
     assert "missing surface_head.2.bias" in refused(lambda s: s.pop("surface_head.2.bias"))
-    assert "unknown decoder.weight" in refused(lambda s: s.update({"decoder.weight": torch.ones(2)}))
+    assert "unexpected decoder.weight" in refused(lambda s: s.update({"decoder.weight": torch.ones(2)}))
     message = refused(lambda s: s.update({"predictor.5.bias": torch.ones(9)}))
     assert "predictor.5.bias [9] instead of [10]" in message
     assert "NaN" in refused(lambda s: s["basis"].fill_(float("nan")))
@@ -181,7 +181,7 @@ def test_other_files_are_named(tmp_path, capsys):
     (tmp_path / "cut.pth").write_bytes(write_reference(tmp_path / "ok.pth", synthetic_reference(10, 8)).read_bytes()[:3000])
     assert "damaged" in refuse(capsys, tmp_path, tmp_path / "cut.pth")
     (tmp_path / "x.safetensors").touch()
-    assert "safetensors file already" in refuse(capsys, tmp_path, tmp_path / "x.safetensors")
+    assert "already a safetensors file" in refuse(capsys, tmp_path, tmp_path / "x.safetensors")
 
 
 def test_calibration_latents_of_another_space(tmp_path, capsys):

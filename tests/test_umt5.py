@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from benchmarks.toy_world import text_encoder, weights
-from trainers.wan import text_encoder as umt5
+from benchmarks.toy_world import text_encoder as toy_text_encoder
+from benchmarks.toy_world import weights
+from trainers.wan import text_encoder
 from trainers.wan.text_encoder import TextEncoderError
 
 TOY = weights.FOLDER / weights.TEXT
@@ -23,13 +24,13 @@ def changed(path, **more):
 
 
 def test_a_file_gives_what_the_toy_worlds_encoder_gives():
-    reference, encoder = text_encoder.load(TOY), umt5.load(TOY)
+    reference, encoder = toy_text_encoder.load(TOY), text_encoder.load(TOY)
     for text, wanted in zip(TEXTS, reference.words(TEXTS), strict=True):
         torch.testing.assert_close(encoder.encode(text), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_a_transformers_folder_gives_the_same(tmp_path):
-    encoder, reference = umt5.load(TOY), text_encoder.load(TOY)
+    encoder, reference = text_encoder.load(TOY), toy_text_encoder.load(TOY)
     encoder.model.save_pretrained(tmp_path / "text_encoder")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "spiece.model").write_bytes(reference.spiece)
@@ -40,7 +41,7 @@ def test_a_transformers_folder_gives_the_same(tmp_path):
     except (ImportError, ValueError, TypeError) as e:
         pytest.skip(f"this transformers makes no tokenizer of a sentencepiece model: {e}")
     for place in (tmp_path, tmp_path / "text_encoder"):
-        found = umt5.load(place)
+        found = text_encoder.load(place)
         for text in TEXTS[:3]:
             torch.testing.assert_close(found.encode(text), encoder.encode(text), atol=1e-6, rtol=1e-5)
 
@@ -53,43 +54,43 @@ def test_scaled_fp8_is_unscaled(tmp_path):
     more = {name: stored, name.replace(".weight", ".scale_weight"): scale, "scaled_fp8": torch.empty(0)}
     save_file(load_file(TOY) | more, tmp_path / "fp8.safetensors")
     save_file(load_file(TOY) | {name: stored.float() * scale}, tmp_path / "plain.safetensors")
-    one, other = (umt5.load(tmp_path / f"{n}.safetensors") for n in ("fp8", "plain"))
+    one, other = (text_encoder.load(tmp_path / f"{n}.safetensors") for n in ("fp8", "plain"))
     torch.testing.assert_close(one.encode(TEXTS[0]), other.encode(TEXTS[0]))
-    assert not torch.equal(one.encode(TEXTS[0]), umt5.load(TOY).encode(TEXTS[0]))
+    assert not torch.equal(one.encode(TEXTS[0]), text_encoder.load(TOY).encode(TEXTS[0]))
 
 
 def test_long_texts_lose_their_tail():
-    encoder = umt5.load(TOY)
-    assert encoder.encode("red " * 600).shape == (umt5.LENGTH, 256)
+    encoder = text_encoder.load(TOY)
+    assert encoder.encode("red " * 600).shape == (text_encoder.LENGTH, 256)
     assert encoder.encode("").shape == (1, 256)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"shared__weight": None}, "no shared.weight"),
-        ({"spiece_model": None}, "carries no tokenizer"),
-        ({"spiece_model": torch.zeros(9, dtype=torch.uint8)}, "tokenizer is damaged"),
-        ({"encoder__block__1__layer__0__SelfAttention__relative_attention_bias__weight": None}, "a T5, whose layers share"),
-        ({"encoder__final_layer_norm__weight": None}, "lacks encoder.final_layer_norm.weight"),
-        ({"encoder__block__0__layer__0__SelfAttention__q__weight": None}, "no complete UMT5"),
+        ({"shared__weight": None}, "has no shared.weight"),
+        ({"spiece_model": None}, "no tokenizer .spiece_model. in it"),
+        ({"spiece_model": torch.zeros(9, dtype=torch.uint8)}, "tokenizer .spiece_model. is damaged"),
+        ({"encoder__block__1__layer__0__SelfAttention__relative_attention_bias__weight": None}, "a T5 encoder, whose layers"),
+        ({"encoder__final_layer_norm__weight": None}, "missing tensor encoder.final_layer_norm.weight"),
+        ({"encoder__block__0__layer__0__SelfAttention__q__weight": None}, "not a complete UMT5"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, more, message):
     path = changed(tmp_path / "other.safetensors", **more)
     with pytest.raises(TextEncoderError, match=message) as error:
-        umt5.load(path)
+        text_encoder.load(path)
     assert "other.safetensors" in str(error.value)
 
 
 def test_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.safetensors"):
-        umt5.load(tmp_path / "nothing.safetensors")
+        text_encoder.load(tmp_path / "nothing.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"PK junk")
     with pytest.raises(TextEncoderError, match="zip archive"):
-        umt5.load(tmp_path / "x.safetensors")
+        text_encoder.load(tmp_path / "x.safetensors")
     with pytest.raises(TextEncoderError, match="no tokenizer"):
-        umt5.load(tmp_path)
+        text_encoder.load(tmp_path)
     changed(tmp_path / "nan.safetensors", encoder__final_layer_norm__weight=torch.full((256,), float("nan")))
     with pytest.raises(TextEncoderError, match="NaN or infinite values for 'a red ball"):
-        umt5.load(tmp_path / "nan.safetensors").encode(TEXTS[0])
+        text_encoder.load(tmp_path / "nan.safetensors").encode(TEXTS[0])

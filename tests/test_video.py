@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from trainers.running.inputs import InputError, expand
-from trainers.video.read import Reading, Source, VideoError, open_video, read_windows, resample, to_rgb, tone_mapping
+from trainers.video.read import (
+    DecodeOptions,
+    SourceReport,
+    VideoError,
+    decode_clips,
+    open_video,
+    resample,
+    to_rgb,
+    tone_mapping,
+)
 from trainers.video.sizes import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
 
 from .video_clips import counting, moving, quarter_turn, real_clip, write_clip
@@ -13,10 +22,10 @@ from .video_clips import counting, moving, quarter_turn, real_clip, write_clip
 pytest.importorskip("av")
 
 
-def windows(path, **options):
+def decode(path, **options):
     options.setdefault("size", lambda w, h: (64, 48))
-    source = Source(path.name)
-    return list(read_windows(path, Reading(**options), source)), source
+    source = SourceReport(path.name)
+    return list(decode_clips(path, DecodeOptions(**options), source)), source
 
 
 def levels(window):
@@ -30,20 +39,20 @@ def levels(window):
 
 
 def test_same_rate_takes_every_frame_once(tmp_path):
-    found, source = windows(write_clip(tmp_path / "a.mkv", counting(17)), frames=17)
+    found, source = decode(write_clip(tmp_path / "a.mkv", counting(17)), frames=17)
     assert levels(found[0]) == list(range(17))
     assert found[0].fps == 16
     assert source.notes == []
 
 
 def test_faster_source_gives_the_nearest_frames_in_time(tmp_path):
-    found, _ = windows(write_clip(tmp_path / "a.mkv", counting(50), fps=25), fps=10.0, frames=17)
+    found, _ = decode(write_clip(tmp_path / "a.mkv", counting(50), fps=25), fps=10.0, frames=17)
     # Instants 0, 100, 200, ... ms among frames every 40 ms; on a tie (100 between 80 and 120) the earlier one.
     assert levels(found[0])[:6] == [0, 2, 5, 7, 10, 12]
 
 
 def test_slower_source_keeps_its_rate_and_says_so(tmp_path):
-    found, source = windows(write_clip(tmp_path / "a.mkv", counting(9), fps=8), frames=9)
+    found, source = decode(write_clip(tmp_path / "a.mkv", counting(9), fps=8), frames=9)
     assert levels(found[0]) == list(range(9))
     assert found[0].fps == 8
     assert "own 8 frames per second, below the 16" in source.notes[0]
@@ -51,35 +60,35 @@ def test_slower_source_keeps_its_rate_and_says_so(tmp_path):
 
 def test_variable_rate_is_read_by_timestamps(tmp_path):
     times = [0, 62, 90, 125, 188, 230, 250]
-    found, source = windows(write_clip(tmp_path / "a.mkv", counting(7), times_ms=times), frames=5)
+    found, source = decode(write_clip(tmp_path / "a.mkv", counting(7), times_ms=times), frames=5)
     assert levels(found[0]) == [0, 1, 3, 4, 6]
     assert source.notes == []
 
 
 def test_few_repeats_are_noted_and_many_left_out(tmp_path):
     few = write_clip(tmp_path / "few.mkv", counting(8), times_ms=[0, 62, 125, 188, 250, 313, 438, 500])
-    found, source = windows(few, frames=9)
+    found, source = decode(few, frames=9)
     assert found[0].frames.shape[0] == 9
     assert source.notes == ["1 of 9 frames from 0.0 s on repeat their neighbour"]
     still = write_clip(tmp_path / "still.mkv", counting(3), times_ms=[0, 62, 1000])
-    with pytest.raises(VideoError, match=r"still\.mkv: no usable window .* repeat their neighbour: left out"):
-        windows(still, frames=9)
+    with pytest.raises(VideoError, match=r"still\.mkv: no usable clip .* repeat their neighbour: left out"):
+        decode(still, frames=9)
 
 
 def test_windows_follow_each_other_and_the_last_is_shortened(tmp_path):
     path = write_clip(tmp_path / "a.mkv", counting(28))
-    found, _ = windows(path, frames=9, max_windows=0)
+    found, _ = decode(path, frames=9, max_clips=0)
     assert [levels(w) for w in found] == [list(range(9)), list(range(9, 18)), list(range(18, 27))]
     assert [(w.index, w.start_frame, w.start_s) for w in found] == [(0, 0, 0.0), (1, 9, 9 / 16), (2, 18, 18 / 16)]
-    found, _ = windows(path, frames=13, max_windows=0, min_frames=1)
+    found, _ = decode(path, frames=13, max_clips=0, min_frames=1)
     assert [w.frames.shape[0] for w in found] == [13, 13, 1]
-    found, _ = windows(path, frames=13, max_windows=0)
+    found, _ = decode(path, frames=13, max_clips=0)
     assert [w.frames.shape[0] for w in found] == [13, 13]
-    assert len(windows(path, frames=9)[0]) == 1
+    assert len(decode(path, frames=9)[0]) == 1
 
 
 def test_short_video_uses_the_largest_length(tmp_path):
-    found, _ = windows(write_clip(tmp_path / "a.mkv", counting(12)))
+    found, _ = decode(write_clip(tmp_path / "a.mkv", counting(12)))
     assert levels(found[0]) == list(range(9))
 
 
@@ -145,7 +154,7 @@ def test_wide_pixels_are_widened():
 def test_pixel_aspect_of_a_file_decides_the_bucket(tmp_path):
     frames = [f[:54] for f in moving(9, 56, 48)]
     path = write_clip(tmp_path / "a.mp4", frames, codec="libx264", pixel_format="yuv420p", pixel_aspect="2/1")
-    found, _ = windows(path, size=lambda w, h: nearest_bucket("144p", w, h))
+    found, _ = decode(path, size=lambda w, h: nearest_bucket("144p", w, h))
     assert found[0].frames.shape[2:] == (144, 256)
 
 
@@ -154,7 +163,7 @@ def test_rotation_is_undone(tmp_path):
     for frame in top_left:
         frame[:24, :32] = (250, 10, 10)
     path = quarter_turn(write_clip(tmp_path / "a.mp4", top_left, codec="libx264", pixel_format="yuv420p"))
-    found, _ = windows(path, size=lambda w, h: (int(w), int(h)))
+    found, _ = decode(path, size=lambda w, h: (int(w), int(h)))
     frame = found[0].frames[0].float()
     assert frame.shape == (3, 64, 48)
     # Turned clockwise, the top left quarter comes to lie at the top right.
@@ -165,10 +174,10 @@ def test_rotation_is_undone(tmp_path):
 
 def test_small_source_is_noted_or_refused(tmp_path):
     path = write_clip(tmp_path / "a.mkv", moving(5))
-    _, source = windows(path, size=lambda w, h: (256, 192))
+    _, source = decode(path, size=lambda w, h: (256, 192))
     assert source.notes == ["enlarged 4.00 times from 64x48: it has less detail than its size"]
     with pytest.raises(VideoError, match="64x48 is smaller than 256x192"):
-        windows(path, size=lambda w, h: (256, 192), enlarge=False)
+        decode(path, size=lambda w, h: (256, 192), enlarge=False)
 
 
 # Colour
@@ -226,15 +235,15 @@ def hdr_clip(path, level, transfer):
 def test_pq_file_is_tone_mapped_or_refused(tmp_path):
     """Grey at 100 nits (code 0.508 of PQ), below half the reference white: gamma 2.4 of 100/203."""
     path = hdr_clip(tmp_path / "pq.mkv", round(64 + 876 * 0.5081), 16)
-    found, source = windows(path)
+    found, source = decode(path)
     assert source.notes == ["HDR (PQ) tone-mapped"]
     assert found[0].frames.float().mean() / 255 == pytest.approx((100 / 203) ** (1 / 2.4), abs=0.01)
     with pytest.raises(VideoError, match=r"pq\.mkv: HDR video \(PQ\), refused"):
-        windows(path, hdr="refuse")
+        decode(path, hdr="refuse")
 
 
 def test_hlg_file_is_recognised(tmp_path):
-    _, source = windows(hdr_clip(tmp_path / "hlg.mkv", 500, 18))
+    _, source = decode(hdr_clip(tmp_path / "hlg.mkv", 500, 18))
     assert source.notes == ["HDR (HLG) tone-mapped"]
 
 
@@ -276,9 +285,9 @@ def test_bad_files_are_named_with_a_reason(tmp_path):
     one = write_clip(tmp_path / "one.mkv", counting(1))
     for name, reason in (("empty.mp4", "damaged or not a video"), ("text.mp4", "damaged or not a video")):
         with pytest.raises(VideoError, match=rf"^{name}: {reason}"):
-            windows(tmp_path / name)
+            decode(tmp_path / name)
     with pytest.raises(VideoError, match=r"^one\.mkv: 1 frame at 16 frames per second, at least 5 needed"):
-        windows(one)
+        decode(one)
 
 
 def test_sound_without_pictures_is_refused(tmp_path):
@@ -288,7 +297,7 @@ def test_sound_without_pictures_is_refused(tmp_path):
         f.setparams((1, 2, 8000, 0, "NONE", ""))
         f.writeframes(bytes(1600))
     with pytest.raises(VideoError, match=r"a\.wav: no video stream"):
-        windows(tmp_path / "a.wav")
+        decode(tmp_path / "a.wav")
 
 
 def test_damage_in_the_middle_is_seen(tmp_path):
@@ -299,7 +308,7 @@ def test_damage_in_the_middle_is_seen(tmp_path):
     path = tmp_path / "hurt.mp4"
     path.write_bytes(data)
     with pytest.raises(VideoError, match=r"hurt\.mp4: damaged"):
-        windows(path, max_windows=0, frames=33)
+        decode(path, max_clips=0, frames=33)
 
 
 def test_errors_inside_open_video_carry_the_name(tmp_path):
@@ -316,7 +325,7 @@ def test_errors_inside_open_video_carry_the_name(tmp_path):
     ],
 )
 def test_real_clips(name, shape):
-    found, _ = windows(real_clip(name), size=lambda w, h: nearest_bucket("144p", w, h), frames=33)
+    found, _ = decode(real_clip(name), size=lambda w, h: nearest_bucket("144p", w, h), frames=33)
     assert found[0].frames.shape == shape
     assert found[0].fps == 16
     assert 60 < found[0].frames.float().mean() < 160
@@ -345,5 +354,5 @@ def test_expand_says_what_is_missing(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.mp4").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"both go by the name 'x\.mp4'"):
+    with pytest.raises(InputError, match=r"have the same name 'x\.mp4'"):
         expand([tmp_path / "a", tmp_path / "b"], (".mp4",), "videos")

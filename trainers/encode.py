@@ -1,11 +1,11 @@
-"""Encodes video files to normalised VAE latents in safetensors shards, for the fitting and evaluation trainers.
+"""Encodes video files with a Wan VAE to normalised latents in safetensors shards, for fitting and evaluation.
 
     python -m trainers.encode --videos clips/ --vae wan_2.1_vae.safetensors --output latents/
 
-Rerun it after a crash or Ctrl-C: finished videos are skipped. Several processes share the work by
-`--shard_index i --num_shards n`, or under torchrun or `accelerate launch -m trainers.encode ...`. A damaged file is
-skipped; report.json (report-i-of-n.json with several processes) says which and why. The exit code is 1 only when this
-process had videos and none of them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
+Run the same command again after a crash or Ctrl-C: videos already encoded are skipped. Several processes share the work
+with `--shard_index i --num_shards n`, or under torchrun or `accelerate launch -m trainers.encode ...`. A damaged file is
+skipped; report.json (report-i-of-n.json with several processes) lists every video with its status and the reason. The
+exit code is 1 only when this process had videos and none of them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 """
 
 import argparse
@@ -18,28 +18,14 @@ from .kernels.files.header import FormatError
 from .kernels.latent_space import LatentSpaceError
 from .kernels.version import CREATED_BY
 from .latents import shards
-from .latents.encode_videos import VideoOutcome, encode_video, write_report
-from .running.device import DTYPES
+from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
+from .running.device import DTYPES, pick_device
 from .running.inputs import InputError, expand
-from .video.read import VIDEO_SUFFIXES, Reading, Source
+from .video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport
 from .video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
 from .wan import vae as wan_vae
 
 ERRORS = (InputError, shards.ShardError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError)
-
-
-def table(outcomes: dict[str, VideoOutcome], pending: int) -> str:
-    """The closing summary."""
-    groups = {s: [o for o in outcomes.values() if o.status == s] for s in ("encoded", "already encoded", "skipped")}
-    fresh = groups["encoded"]
-    clips, seconds = sum(o.clips for o in fresh), sum(o.seconds for o in fresh)
-    lines = [f"{len(group):6d}  {status}" for status, group in groups.items()]
-    lines[0] += f": {clips} clips, {seconds:.1f} s of video"
-    if pending:
-        lines.append(f"{pending:6d}  not reached")
-    lines += [f"        {o.reason}" for o in groups["skipped"]]
-    lines += [f"        {name}: {note}" for name, o in outcomes.items() if o.status == "encoded" for note in o.notes]
-    return "\n".join(lines)
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -49,28 +35,28 @@ def parse(argv=None) -> argparse.Namespace:
     )
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--videos", nargs="+", required=True, metavar="DIR_OR_GLOB", help="files, folders (searched deeply), patterns"
+        "--videos", nargs="+", required=True, metavar="DIR_OR_GLOB", help="files, folders (searched recursively), patterns"
     )
     files.add_argument("--vae", required=True, metavar="FILE_OR_DIR", help="wan_2.1_vae.safetensors, or a diffusers folder")
     files.add_argument("--output", required=True, metavar="DIR", help="folder for the shards and report.json")
     files.add_argument("--overwrite", action="store_true", help="delete the shards in --output first")
-    files.add_argument("--shard_clips", type=int, default=32, help="clips per shard: what a crash can lose (default 32)")
+    files.add_argument("--shard_clips", type=int, default=32, help="clips per shard; a crash loses no more (default 32)")
     clips = parser.add_argument_group("clips")
-    clips.add_argument("--size", choices=list(BUCKETS), help="the bucket of this size nearest in aspect (default 480p)")
+    clips.add_argument("--size", choices=list(BUCKETS), help="bucket of this size with the nearest aspect (default 480p)")
     clips.add_argument("--width", type=int, help=f"fixed width, a multiple of {MULTIPLE}; with --height, instead of --size")
     clips.add_argument("--height", type=int)
-    clips.add_argument("--fps", type=float, default=16.0, help="frames per second (default 16); slower videos keep theirs")
-    clips.add_argument("--frames", type=int, default=81, help="per clip, 4n+1 (default 81); short videos use what they have")
+    clips.add_argument("--fps", type=float, default=16.0, help="frames per second (default 16); slower videos keep their rate")
+    clips.add_argument("--frames", type=int, default=81, help="per clip, 4n+1 (default 81); shorter videos give shorter clips")
     clips.add_argument("--min_frames", type=int, default=5, help="shortest clip kept (default 5)")
     clips.add_argument("--max_clips_per_video", type=int, default=1, help="consecutive clips per video (default 1, 0 = all)")
-    clips.add_argument("--hdr", choices=("tonemap", "refuse"), default="tonemap", help="PQ and HLG: to BT.709, or skip")
+    clips.add_argument("--hdr", choices=("tonemap", "refuse"), default="tonemap", help="PQ and HLG: map to BT.709, or skip")
     clips.add_argument("--no_upscale", action="store_true", help="skip videos smaller than their clip size")
     compute = parser.add_argument_group("computing")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    compute.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the shards (default float16)")
-    compute.add_argument("--vae_dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 on a GPU")
+    compute.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the stored latents (default float16)")
+    compute.add_argument("--vae_dtype", choices=["auto", *DTYPES], default="auto", help="auto: float32 on CPU, else bfloat16")
     compute.add_argument(
-        "--tiling", action="store_true", help="encode in tiles of 256 pixels: less memory, other latents at seams"
+        "--tiling", action="store_true", help="encode in tiles of 256 pixels: less memory, slightly different latents at seams"
     )
     compute.add_argument("--shard_index", type=int, default=0, help="this process among --num_shards, from 0")
     compute.add_argument("--num_shards", type=int, default=1)
@@ -90,7 +76,7 @@ def main(argv=None) -> int:
 
 
 def run(args: argparse.Namespace, processes) -> int:
-    """Encodes this process's share. Returns the exit code."""
+    """Encodes this process's share of the videos. Returns the exit code."""
     from tqdm import tqdm
 
     videos = list(expand(args.videos, VIDEO_SUFFIXES, "videos").items())[processes.index :: processes.count]
@@ -109,7 +95,7 @@ def run(args: argparse.Namespace, processes) -> int:
         "tiling": args.tiling,
         "vae": vae.digest,
     }
-    reading = Reading(
+    options = DecodeOptions(
         (lambda w, h: nearest_bucket(args.size, w, h)) if args.size else (lambda w, h: (args.width, args.height)),
         args.fps,
         args.frames,
@@ -122,7 +108,7 @@ def run(args: argparse.Namespace, processes) -> int:
     output.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         shards.remove(output, processes.index, processes.count)
-    done = shards.Done() if args.overwrite else shards.scan(output, settings)
+    present = shards.ShardContents() if args.overwrite else shards.scan(output, settings)
     provenance = {"created_by": CREATED_BY, "trainer": "encode", "vae": vae.name, "torch": torch.__version__}
     writer = shards.Writer(output, vae.space, settings, provenance, processes.index, processes.count, args.shard_clips)
 
@@ -131,7 +117,7 @@ def run(args: argparse.Namespace, processes) -> int:
     interrupted = False
     try:
         for name, path in tqdm(videos, desc=f"encoding{suffix}", unit="video", disable=not sys.stderr.isatty()):
-            outcomes[name] = encode_video(path, Source(name), reading, vae, writer, done)
+            outcomes[name] = encode_video(path, SourceReport(name), options, vae, writer, present)
     except KeyboardInterrupt:
         interrupted = True
     except torch.OutOfMemoryError as e:
@@ -139,24 +125,24 @@ def run(args: argparse.Namespace, processes) -> int:
     finally:
         writer.flush()
         write_report(output / f"report{suffix}.json", outcomes, settings, len(videos) - len(outcomes))
-    print(table(outcomes, len(videos) - len(outcomes)))
+    print(summary(outcomes, len(videos) - len(outcomes)))
     if interrupted:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     return 1 if outcomes and all(o.status == "skipped" for o in outcomes.values()) else 0
 
 
 class _Processes:
-    """This process's index among `count`: --shard_index of --num_shards, times the processes that a launcher started."""
+    """This process's index among `count`: --shard_index of --num_shards, each shared by the processes of a launcher."""
 
     def __init__(self, args: argparse.Namespace):
-        self.device = _device(args.device)
+        self.device = pick_device(args.device, accelerators=("cuda", "xpu"))
         try:
             from accelerate import PartialState
         except ImportError:
             self.state, rank, world = None, 0, 1
         else:
-            # Left to itself it takes no notice of other processes where there is no GPU, and each would do all videos.
+            # Without cpu=True and without a GPU it would ignore the other processes, and each would encode all videos.
             self.state = PartialState(cpu=self.device.type == "cpu")
             rank, world = self.state.process_index, self.state.num_processes
         self.index, self.count, self.launched = args.shard_index * world + rank, args.num_shards * world, world > 1
@@ -171,20 +157,9 @@ class _Processes:
             self.state.destroy_process_group()
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise InputError(f"--device {wanted}: cannot be used here ({' '.join(str(e).split())[:120]})") from e
-    return device
-
-
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if (args.width is None) != (args.height is None):
-        parser.error("--width and --height go together")
+        parser.error("--width and --height must be given together")
     if args.width is not None and args.size:
         parser.error("give --size, or --width and --height, not both")
     for name in ("width", "height"):

@@ -15,7 +15,7 @@ from trainers.kernels.prism import files
 from trainers.scorers.prism_network import Scorer
 from trainers.wan import dit as wan_dit
 from trainers.wan.sampling import euler
-from trainers.wan.text_padding import fold
+from trainers.wan.text_padding import fold_padding
 
 from . import judge, pipeline, weights
 from .captions import Attributes
@@ -122,7 +122,7 @@ def scores(heads: Heads, x: Tensor, sigma: float, caption: Caption) -> dict[str,
         return {}
     dit = max((s.dit for s in heads.values()), key=lambda d: len(d.model.blocks))
     taps = sorted({t for s in heads.values() for t in s.head.config.taps})
-    text, bias, mask = fold([caption.words] * n)
+    text, bias, mask = fold_padding([caption.words] * n)
     levels = torch.full((n,), sigma)
     visual, words = dit.features(x, levels, text, taps, bias)
     seen = dict(zip(taps, visual, strict=True))

@@ -1,1 +1,1 @@
-"""Latents on disk: reading clips from files, and the shards that encoders write."""
+"""Latents on disk: reading clips, encoding videos, and the shards that both use."""

@@ -1,4 +1,4 @@
-"""Video files to shards of normalised latents, one window at a time, and the report of what became of each video."""
+"""Encoding of video files to shards of normalised latents, one clip at a time, and the report on every video."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,14 +7,16 @@ from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..running.device import DTYPES
-from ..video.read import Reading, Source, VideoError, read_windows
-from ..wan.vae import VaeError
+from ..video.read import DecodeOptions, SourceReport, VideoError, decode_clips
+from ..wan.vae import VaeError, WanVae
 from . import shards
+
+STATUSES = ("encoded", "already encoded", "skipped")
 
 
 @dataclass
 class VideoOutcome:
-    """What became of one video. status: "encoded", "already encoded", or "skipped" (then `reason` says why)."""
+    """The result for one video. status: one of STATUSES; clips, seconds: encoded; reason: why it was skipped."""
 
     status: str = "encoded"
     clips: int = 0
@@ -25,48 +27,71 @@ class VideoOutcome:
 
 
 def encode_video(
-    path: Path, source: Source, reading: Reading, vae, writer: shards.Writer, done: shards.Done, notes: dict | None = None
+    path: Path,
+    report: SourceReport,
+    options: DecodeOptions,
+    vae: WanVae,
+    writer: shards.Writer,
+    present: shards.ShardContents,
+    entry: dict | None = None,
 ) -> VideoOutcome:
-    """Encodes one video's windows into `writer`, except clips that `done` has. A bad video gives status "skipped".
+    """Encodes one video's clips into `writer`, except those that are `present`. An unusable video gets status "skipped".
 
-    notes: what else the shard is to say of each of its clips.
+    entry: further values for each clip's entry in the shard's header. Raises OSError where a shard cannot be written.
     """
-    outcome = VideoOutcome(notes=source.notes)
-    video = shards.video_id(source.name, path, writer.settings)
-    if done.has(video, reading.max_windows):
+    outcome = VideoOutcome(notes=report.notes)
+    video = shards.video_id(report.name, path, writer.settings)
+    if present.has_video(video, options.max_clips):
         outcome.status = "already encoded"
         return outcome
-    if done.sources.get(source.name, set()) - {video}:
-        source.note("the file changed since it was encoded: its old clips are still in the folder; --overwrite starts afresh")
+    if present.sources.get(report.name, set()) - {video}:
+        report.note("the file changed since it was encoded: its old clips are still in the folder; --overwrite starts afresh")
     count = 0
     try:
-        for window in read_windows(path, reading, source):
+        for clip in decode_clips(path, options, report):
             count += 1
-            clip = shards.clip_id(source.name, video, window.index)
-            outcome.clips, outcome.fps = count, window.fps
-            outcome.seconds += window.frames.shape[0] / window.fps
-            if clip in done.clips:
+            clip_id = shards.clip_id(report.name, video, clip.index)
+            outcome.clips, outcome.fps = count, clip.fps
+            outcome.seconds += clip.frames.shape[0] / clip.fps
+            if clip_id in present.clips:
                 continue
-            z = vae.encode(window.frames).to(DTYPES[writer.settings["dtype"]])
-            length, _, height, width = window.frames.shape
-            entry = {"source": source.name, "video": video, "window": window.index, "start_frame": window.start_frame}
-            entry |= {"start_s": round(window.start_s, 6), "fps": round(window.fps, 6)}
-            writer.add(clip, z, entry | {"frames": length, "width": width, "height": height} | (notes or {}))
+            z = vae.encode(clip.frames).to(DTYPES[writer.settings["dtype"]])
+            length, _, height, width = clip.frames.shape
+            described = {"source": report.name, "video": video, "window": clip.index, "start_frame": clip.start_frame}
+            described |= {"start_s": round(clip.start_s, 6), "fps": round(clip.fps, 6)}
+            writer.add(clip_id, z, described | {"frames": length, "width": width, "height": height} | (entry or {}))
     except (VideoError, VaeError) as e:
         message = str(e)
-        outcome.status, outcome.reason = "skipped", message if message.startswith(source.name) else f"{source.name}: {message}"
+        outcome.status, outcome.reason = "skipped", message if message.startswith(report.name) else f"{report.name}: {message}"
         return outcome
-    writer.finish_video(video, {"source": source.name, "clips": count, "max_clips": reading.max_windows})
+    writer.finish_video(video, {"source": report.name, "clips": count, "max_clips": options.max_clips})
     return outcome
 
 
+def summary(outcomes: dict[str, VideoOutcome], pending: int) -> str:
+    """The closing text of a run: totals, then why videos were skipped, then notes. pending: videos not reached."""
+    groups = {s: [o for o in outcomes.values() if o.status == s] for s in STATUSES}
+    fresh = groups["encoded"]
+    clips, seconds = sum(o.clips for o in fresh), sum(o.seconds for o in fresh)
+    lines = [f"{len(group):6d}  {status}" for status, group in groups.items()]
+    lines[0] += f": {clips} clips, {seconds:.1f} s of video"
+    if pending:
+        lines.append(f"{pending:6d}  not reached")
+    lines += [f"        {o.reason}" for o in groups["skipped"]]
+    lines += [f"        {name}: {note}" for name, o in outcomes.items() if o.status == "encoded" for note in o.notes]
+    return "\n".join(lines)
+
+
 def write_report(path: Path, outcomes: dict[str, VideoOutcome], settings: dict, pending: int) -> None:
-    """report.json: per video its status, clips, reason and notes; then totals. `pending`: videos not reached."""
+    """Writes report.json: per video its status, clips, reason and notes; then totals. pending: videos not reached.
+
+    Raises OSError.
+    """
     statuses = [o.status for o in outcomes.values()]
     report = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": settings,
-        "totals": {s: statuses.count(s) for s in ("encoded", "already encoded", "skipped")} | {"not reached": pending},
+        "totals": {s: statuses.count(s) for s in STATUSES} | {"not reached": pending},
         "videos": {name: vars(o) for name, o in outcomes.items()},
     }
     text = json.dumps(report, indent=1, sort_keys=False)

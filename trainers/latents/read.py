@@ -1,13 +1,13 @@
-"""Latents from disk for the fitting and evaluation trainers: listed from headers, then read one clip at a time.
+"""Latents from disk: clips are listed from file headers, then read one at a time.
 
-Three kinds of file are understood, alone, in folders or by glob patterns:
+Three kinds of file are read, given as files, folders or glob patterns:
 
   .safetensors  shards of `python -m trainers.encode`: normalised, with their latent space in the header
   .latent       ComfyUI's SaveLatent: raw [B, C, T, h, w]; the latent space follows from C unless it is given
-  .pt           one tensor [T, C, h, w], normalised unless stated otherwise; loaded as data only
+  .pt           one tensor [T, C, h, w], normalised unless stated otherwise; loaded with weights_only
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..kernels import latent_space
-from ..kernels.files import header as formats
+from ..kernels.files.header import describe_foreign, read_header
 from ..kernels.latent_space import NORMALISED, RAW, LatentSpace, LatentSpaceError
 from ..running.inputs import InputError, expand
 
@@ -25,12 +25,12 @@ BY_CHANNELS = {16: latent_space.WAN21, 48: latent_space.WAN22}
 
 
 class LatentDataError(ValueError):
-    """A file of latents cannot be used; the message names it and says why."""
+    """A file of latents cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class ClipRef:
-    """One clip on disk. key: tensor name in a shard, batch index in a .latent, None for a .pt; entry: its shard's notes."""
+    """One clip on disk. key: tensor name in a shard, batch index in a .latent, None for a .pt; entry: of a shard's header."""
 
     clip_id: str
     path: Path
@@ -40,10 +40,11 @@ class ClipRef:
 
 
 def list_clips(paths: Iterable[str | Path], space: LatentSpace | None = None) -> list[ClipRef]:
-    """Every clip in `paths`, in an order that depends on names alone; no latents are read.
+    """Every clip in `paths`, in an order that depends on names only; no latents are read.
 
-    space: of .latent and .pt files, and required of shards; None: wan21 or wan22 by the channel count. Raises InputError,
-    LatentDataError, FormatError or LatentSpaceError, each naming the file, also when latent spaces are mixed.
+    space: that of .latent and .pt files, and the one that shards must have; None: shards have any, .latent files wan21 or
+    wan22 by the channel count, .pt files wan21. Raises InputError, LatentDataError, FormatError or LatentSpaceError, each
+    naming the file; LatentSpaceError also where latent spaces are mixed.
     """
     refs: list[ClipRef] = []
     for name, path in expand(paths, LATENT_SUFFIXES, "latents").items():
@@ -51,7 +52,7 @@ def list_clips(paths: Iterable[str | Path], space: LatentSpace | None = None) ->
             raise InputError(f"{path}: latents come as {', '.join(LATENT_SUFFIXES)}")
         refs += {".safetensors": _list_shard, ".latent": _list_latent, ".pt": _list_pt}[path.suffix.lower()](path, name, space)
     if not refs:
-        raise LatentDataError("the files given hold no clip at all")
+        raise LatentDataError("the files given hold no clips")
     known: dict[str, ClipRef] = {}
     for ref in refs:
         if not ref.space.same_as(refs[0].space):
@@ -65,7 +66,7 @@ def list_clips(paths: Iterable[str | Path], space: LatentSpace | None = None) ->
 
 
 def shape_of(ref: ClipRef) -> tuple[int, ...]:
-    """(C, T, h, w) of a clip in a shard, from the header alone."""
+    """(C, T, h, w) of a clip in a shard, from the file's header only. Raises LatentDataError for a damaged file."""
     with _open(ref.path) as f:
         return tuple(f.get_slice(ref.key).get_shape())
 
@@ -73,8 +74,8 @@ def shape_of(ref: ClipRef) -> tuple[int, ...]:
 def read_clip(ref: ClipRef, pt_state: str = NORMALISED, trust_state: bool = False) -> Tensor:
     """The clip as normalised latents, float32 [C, T, h, w] on the CPU.
 
-    pt_state: what .pt files hold, NORMALISED or RAW; trust_state: believe it, and that .latent files are raw, whatever
-    their statistics say. Raises LatentDataError or LatentSpaceError naming the file.
+    pt_state: whether .pt files hold NORMALISED or RAW latents; trust_state: do not check this, nor that .latent files are
+    raw, against the latents' statistics. Raises LatentDataError or LatentSpaceError naming the file.
     """
     source = str(ref.path) if ref.key is None else f"{ref.path} ({ref.key})"
     suffix = ref.path.suffix.lower()
@@ -89,27 +90,19 @@ def read_clip(ref: ClipRef, pt_state: str = NORMALISED, trust_state: bool = Fals
     ref.space.require_channels(z, 0, source)
     z = z.float()
     if not torch.isfinite(z).all():
-        raise LatentDataError(f"{source}: holds NaN or Inf; make it anew")
+        raise LatentDataError(f"{source}: contains NaN or Inf; create the file again")
     if suffix != ".safetensors" and not trust_state:
         try:
             latent_space.require_state(z, ref.space, state, source, dim=0)
         except LatentSpaceError as e:
-            raise LatentSpaceError(f"{e}. If it is right all the same, say --trust_state") from e
+            raise LatentSpaceError(f"{e}. If the state is correct, give --trust_state") from e
     return ref.space.normalise(z, dim=0) if state == RAW else z
 
 
-def read_clips(
-    paths: Iterable[str | Path], space: LatentSpace | None = None, pt_state: str = NORMALISED, trust_state: bool = False
-) -> Iterator[tuple[str, Tensor, LatentSpace]]:
-    """(clip id, normalised latents float32 [C, T, h, w], latent space) of each clip; arguments and errors as above."""
-    for ref in list_clips(paths, space):
-        yield ref.clip_id, read_clip(ref, pt_state, trust_state), ref.space
-
-
 def _list_shard(path: Path, name: str, space: LatentSpace | None) -> list[ClipRef]:
-    header = formats.read_header(path, "latents")
+    header = read_header(path, "latents")
     if header.config.get("state") != NORMALISED:
-        raise LatentDataError(f"{path}: its header does not say that its latents are normalised; make it anew")
+        raise LatentDataError(f"{path}: the header does not state that its latents are normalised; create the file again")
     if space is not None and not space.same_as(header.latent_space):
         raise LatentSpaceError(f"{path}: holds '{header.latent_space.id}' latents, expected '{space.id}'")
     entries = header.config.get("clips", {})
@@ -126,14 +119,14 @@ def _list_latent(path: Path, name: str, space: LatentSpace | None) -> list[ClipR
         shape = f.get_slice("latent_tensor").get_shape()
     if "latent_format_version_0" not in keys:
         raise LatentDataError(
-            f"{path}: no 'latent_format_version_0' in it, so it is a scaled image latent of an early ComfyUI, not a video's"
+            f"{path}: no 'latent_format_version_0' in it, so it is a scaled image latent of an early ComfyUI, no video latent"
         )
     if len(shape) != 5:
         what = "an image latent" if len(shape) == 4 else "not a video latent"
         raise LatentDataError(f"{path}: {what} of shape {list(shape)}, expected [B, C, T, h, w]")
     space = space or BY_CHANNELS.get(shape[1])
     if space is None:
-        raise LatentSpaceError(f"{path}: {shape[1]} channels; wan21 has 16 and wan22 has 48: choose by --latent_space")
+        raise LatentSpaceError(f"{path}: {shape[1]} channels; wan21 has 16 and wan22 has 48: choose one with --latent_space")
     if space.channels != shape[1]:
         raise LatentSpaceError(f"{path}: {shape[1]} channels, but latent space '{space.id}' has {space.channels}")
     return [ClipRef(name if shape[0] == 1 else f"{name}#{b}", path, space, b) for b in range(shape[0])]
@@ -146,7 +139,7 @@ def _list_pt(path: Path, name: str, space: LatentSpace | None) -> list[ClipRef]:
 def _read_pt(path: Path, space: LatentSpace) -> Tensor:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch.load's errors are of many unrelated types
+    except Exception as e:  # torch.load raises many unrelated types
         if "weights_only" in str(e) or "Weights only" in str(e):
             raise LatentDataError(f"{path}: holds Python objects other than tensors; none of its code was executed") from e
         raise LatentDataError(f"{path}: damaged or not a PyTorch file ({type(e).__name__}: {_short(e)})") from e
@@ -162,7 +155,7 @@ def _open(path: Path):
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as e:
-        raise LatentDataError(f"{path}: {formats.describe_foreign(path)} ({_short(e)}); make or copy it anew") from e
+        raise LatentDataError(f"{path}: {describe_foreign(path)} ({_short(e)}); create or copy the file again") from e
 
 
 def _short(e: Exception) -> str:

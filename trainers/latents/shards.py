@@ -1,14 +1,14 @@
-"""The folder of latent shards that `trainers.encode` fills: what is in it already, and the next shard to write.
+"""Folder of latent shards: reading which clips it holds, and writing further shards.
 
 A shard is a file of kind "latents": one tensor per clip, [C, T, h, w], normalised. Its header's config holds
 
   state     "normalised"
-  settings  what decides a clip's numbers: size, fps, frames, hdr, dtype, vae_dtype, tiling, vae (digest of its weights)
+  settings  all that determines the latents: size, fps, frames, hdr, dtype, vae_dtype, tiling, vae (digest of its weights)
   clips     {clip id: {source, video, window, start_frame, start_s, fps, frames, width, height}}; source: relative file name
-  videos    {video id: {source, clips, max_clips}} for each video that was finished in this shard
+  videos    {video id: {source, clips, max_clips}} for each video whose last clip is in this shard
 
-A video id is made of name, size, time of change and settings, so a changed file is another video. A video may span
-shards; it is finished only when its id is in `videos`.
+A video id is a digest of file name, size, modification time and settings, so a changed file is another video. A video
+may span shards; it is complete only when its id is in `videos`. "window" is the clip's index in its video.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..kernels.files import header as formats
+from ..kernels.files import header as file_header
 from ..kernels.latent_space import LatentSpace
 
 PATTERN = re.compile(r"latents-(\d+)of(\d+)-(\d+)\.safetensors")
 
 
 class ShardError(ValueError):
-    """The output folder cannot be continued as asked."""
+    """The output folder's shards were made with other settings; the message names them."""
 
 
 @dataclass
-class Done:
-    """Clips and videos that the folder's shards hold; sources: {file name: video ids}."""
+class ShardContents:
+    """What a folder's shards hold. clips: ids; videos: {id: entry} of complete videos; sources: {file name: video ids}."""
 
     clips: set[str] = field(default_factory=set)
     videos: dict[str, dict] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
 
-    def has(self, video_id: str, max_clips: int) -> bool:
-        """Whether no more clips are to be made of this video; max_clips 0 means all there are."""
+    def has_video(self, video_id: str, max_clips: int) -> bool:
+        """Whether all wanted clips of this video are present; max_clips 0 means all that the video has."""
         entry = self.videos.get(video_id)
         if entry is None:
             return False
@@ -48,42 +48,42 @@ class Done:
 
 
 def video_id(name: str, path: Path, settings: dict) -> str:
-    """16 hexadecimal digits that change with the file's name, size and time of change, and with the settings."""
+    """16 hexadecimal digits that change with the file's name, size and modification time, and with the settings."""
     stat = path.stat()
     text = json.dumps([name, stat.st_size, stat.st_mtime_ns, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def clip_id(name: str, video: str, window: int) -> str:
-    """A readable id: the file's name without suffix, the video's id, the window's number."""
+def clip_id(name: str, video: str, index: int) -> str:
+    """A readable id: the file's name without suffix, the video's id, the clip's index in the video."""
     stem = re.sub(r"[^\w.-]+", "_", Path(name).with_suffix("").as_posix(), flags=re.ASCII)
-    return f"{stem}-{video}-{window:04d}"
+    return f"{stem}-{video}-{index:04d}"
 
 
-def scan(folder: Path, settings: dict) -> Done:
-    """Reads the headers of the folder's shards. Raises ShardError when they were made with other settings.
+def scan(folder: Path, settings: dict) -> ShardContents:
+    """Reads the headers of the folder's shards.
 
-    Raises FormatError for a damaged shard.
+    Raises ShardError when they were made with other settings, FormatError for a damaged shard.
     """
-    done = Done()
+    present = ShardContents()
     for path in sorted(p for p in folder.glob("latents-*.safetensors") if PATTERN.fullmatch(p.name)):
-        config = formats.read_header(path, "latents").config
+        config = file_header.read_header(path, "latents").config
         other = config.get("settings", {})
         differing = [f"{k} {other.get(k)} against {v}" for k, v in settings.items() if other.get(k) != v]
         if differing:
             raise ShardError(
                 f"{path}: made with other settings ({', '.join(differing)}); "
-                "give another --output, or --overwrite to start afresh"
+                "give another --output, or --overwrite to start again"
             )
-        done.clips.update(config["clips"])
-        done.videos.update(config["videos"])
+        present.clips.update(config["clips"])
+        present.videos.update(config["videos"])
         for clip in config["clips"].values():
-            done.sources.setdefault(clip["source"], set()).add(clip["video"])
-    return done
+            present.sources.setdefault(clip["source"], set()).add(clip["video"])
+    return present
 
 
 def remove(folder: Path, index: int, count: int) -> None:
-    """Deletes this process's share of the folder's shards: all of them once every process of `count` has done so."""
+    """Deletes this process's share of the folder's shards: processes 0 to count - 1 together delete all of them."""
     for path in sorted(folder.glob("latents-*.safetensors")):
         found = PATTERN.fullmatch(path.name)
         if found and int(found[1]) % count == index:
@@ -92,7 +92,7 @@ def remove(folder: Path, index: int, count: int) -> None:
 
 @dataclass
 class Writer:
-    """Collects clips and writes a shard whenever `size` of them are there. index, count: this process among processes."""
+    """Collects clips and writes a shard whenever it has `size` of them. index, count: this process among processes."""
 
     folder: Path
     space: LatentSpace
@@ -106,15 +106,17 @@ class Writer:
     videos: dict[str, dict] = field(default_factory=dict)
 
     def add(self, clip: str, z: Tensor, entry: dict) -> None:
+        """Adds a clip's latents [C, T, h, w], normalised, and its entry in the header. Raises OSError."""
         self.tensors[clip], self.clips[clip] = z, entry
         if len(self.tensors) >= self.size:
             self.flush()
 
     def finish_video(self, video: str, entry: dict) -> None:
+        """Marks a video as complete in the next shard to be written."""
         self.videos[video] = entry
 
     def flush(self) -> None:
-        """Writes what is there, if anything. Raises OSError."""
+        """Writes a shard of what was collected, if anything. Raises OSError."""
         if not self.tensors and not self.videos:
             return
         config = {"state": "normalised", "settings": self.settings, "clips": self.clips, "videos": self.videos}
@@ -122,10 +124,10 @@ class Writer:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "clips": len(self.clips),
         }
-        formats.write(self._next(), self.tensors, formats.Header("latents", self.space, config, {}, provenance))
+        file_header.write(self._next_path(), self.tensors, file_header.Header("latents", self.space, config, {}, provenance))
         self.tensors, self.clips, self.videos = {}, {}, {}
 
-    def _next(self) -> Path:
+    def _next_path(self) -> Path:
         found = (PATTERN.fullmatch(p.name) for p in self.folder.glob("latents-*"))
         numbers = [int(m[3]) for m in found if m and int(m[1]) == self.index]
         return self.folder / f"latents-{self.index:03d}of{self.count:03d}-{max(numbers, default=-1) + 1:05d}.safetensors"

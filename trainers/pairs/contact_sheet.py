@@ -10,7 +10,7 @@ from ..preferences import clips as pair_latents
 from ..preferences.clips import BAD_CLIP
 from ..preferences.groups import Candidate, Group
 from ..video.frames import read_frames
-from ..video.read import Source
+from ..video.read import SourceReport
 from ..wan.vae import WanVae
 from .ranking import Ranked
 from .scores import Scores
@@ -65,7 +65,7 @@ def _strip(candidate: Candidate, vae: WanVae | None) -> Image.Image:
 
 def _frames(candidate: Candidate, vae: WanVae | None) -> Tensor:
     if candidate.video is not None:
-        return read_frames(candidate.video, Source(candidate.name), MAX_FRAMES)
+        return read_frames(candidate.video, SourceReport(candidate.name), MAX_FRAMES)
     return pair_latents.frames_of(candidate.latents, vae)
 
 

@@ -30,7 +30,7 @@ from ..kernels.shell_lcc import evaluation, manifold
 from ..preferences import clips as pair_latents
 from ..preferences.clips import BAD_CLIP, Encoding
 from ..preferences.groups import Candidate, Group
-from ..prism.data import Side
+from ..prism.data import ClipAtSigma
 from ..running import device as shell_lcc_device
 from ..running import results_log as geometry_log
 from ..running.device import DTYPES
@@ -297,7 +297,7 @@ def _prism_group(
     length = min(z.shape[1] for z in held.latents.values())
     words = texts[prism_texts.text_id(group.prompt)].float()
     for name, z in held.latents.items():
-        side = Side(name, prism_texts.text_id(group.prompt), (z.shape[0], length, *z.shape[2:]), False)
+        side = ClipAtSigma(name, prism_texts.text_id(group.prompt), (z.shape[0], length, *z.shape[2:]), False)
         at = [scorer(side.state(held, s, args.seed)[None], torch.tensor([s]), [words])[0].float().cpu() for s in levels]
         rows[name] = torch.stack(at).mean(dim=0)
     return rows

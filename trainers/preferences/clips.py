@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..latents import read as latent_data
-from ..video.read import Reading, Source, VideoError, read_windows
+from ..video.read import DecodeOptions, SourceReport, VideoError, decode_clips
 from ..video.sizes import nearest_bucket
 from ..wan import vae as wan_vae
 from ..wan.vae import WanVae
@@ -29,8 +29,8 @@ def latents_of(candidate: Candidate, vae: WanVae | None, encoding: Encoding) -> 
     if candidate.latents is not None:
         ref = clip_of(candidate.latents)
         return latent_data.read_clip(ref), ref.space
-    reading = Reading(lambda w, h: nearest_bucket(encoding.size, w, h), encoding.fps, encoding.frames)
-    window = next(read_windows(candidate.video, reading, Source(candidate.name)))
+    reading = DecodeOptions(lambda w, h: nearest_bucket(encoding.size, w, h), encoding.fps, encoding.frames)
+    window = next(decode_clips(candidate.video, reading, SourceReport(candidate.name)))
     return vae.encode(window.frames), vae.space
 
 

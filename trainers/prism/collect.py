@@ -1,51 +1,53 @@
-"""Samples several seeds of every prompt and keeps what a head will meet: the states on the way, and the finished latent.
+"""Samples several seeds of every prompt and stores the noisy latents that a head will score, and the finished latent.
 
-Prompts come embedded, as a file of kind "texts". Each prompt has noise of its own and a shard of its own, so a run that was
-cut off goes on with the next one. Nothing is preferred yet: score the runs by whatever is at hand and hand the scores to
+Prompts are read embedded, from a file of kind "texts". Each prompt has its own seeds and its own shard, so an interrupted
+command continues with the next prompt. No preferences are written: score the runs by any means and give the scores to
 `label`.
 """
 
 import argparse
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..kernels.files import header as formats
+from ..kernels.files import header as file_header
 from ..kernels.latent_space import WAN21
-from ..running import device as shell_lcc_device
-from ..running.device import DTYPES
+from ..running.device import DTYPES, pick_device
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..wan import dit as wan_dit
 from ..wan import sampling as wan_sampling
 from ..wan.prompts import write_embeddings
-from . import data as prism_data
+from .data import TEXTS
 
-LEVELS = (0.99, 0.97, 0.93, 0.85, 0.7)
+SIGMAS = (0.99, 0.97, 0.93, 0.85, 0.7)
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--backbone", required=True, metavar="FILE_OR_DIR", help="Wan .safetensors or diffusers folder")
-    parser.add_argument("--texts", required=True, metavar="FILE", help="embedded prompts, a file of kind texts")
+    parser.add_argument("--texts", required=True, metavar="FILE", help="prompts embedded by `embed`")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--negative", metavar="ID", help="which of the texts is the negative prompt (default: no words)")
-    parser.add_argument("--seeds", type=int, default=8, help="runs a prompt (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other runs (default 0)")
+    parser.add_argument("--negative", metavar="ID", help="key of the negative prompt in --texts (default: empty)")
+    parser.add_argument("--seeds", type=int, default=8, help="runs per prompt (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="determines the seeds of all runs (default 0)")
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81, help="4n+1 (default 81)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--shift", type=float, default=8.0)
     parser.add_argument("--cfg", type=float, default=6.0)
-    parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="noise levels at which to keep the state")
+    parser.add_argument(
+        "--levels", dest="sigmas", type=float, nargs="*", default=SIGMAS, metavar="SIGMA", help="noise levels to store"
+    )
     parser.add_argument(
         "--part",
         type=_part,
         default=(1, 1),
         metavar="I/N",
-        help="sample every N-th prompt from the I-th, so that N share the work",
+        help="sample every N-th prompt from the I-th, to share the work between N machines",
     )
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
@@ -54,16 +56,16 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
-    texts, header = formats.read(args.texts, "texts")
+    texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)
     if not prompts:
-        raise ValueError(f"{args.texts}: no prompt in it beside the negative one")
+        raise ValueError(f"{args.texts}: contains no prompt except the negative one")
     if args.negative is not None and args.negative not in texts:
-        raise ValueError(f"{args.texts}: no text '{args.negative}' in it to be the negative one")
-    device = shell_lcc_device.pick_device(args.device)
+        raise ValueError(f"{args.texts}: contains no text with the key '{args.negative}' (--negative)")
+    device = pick_device(args.device)
     dit = wan_dit.load(args.backbone, None, DTYPES[args.backbone_dtype], device)
-    path = wan_sampling.sigmas(args.steps, args.shift).tolist()
-    kept = steps_of(path, args.levels)
+    sigmas = wan_sampling.sigmas(args.steps, args.shift).tolist()
+    kept = steps_of(sigmas, args.sigmas)
     width = next(iter(texts.values())).shape[1]
     negative = texts[args.negative].float() if args.negative else torch.zeros(0, width)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ def run(args) -> int:
             tensors, clips, first = {}, {}, first_seed(prompt, args.seed)
             for start in range(0, args.seeds, args.batch):
                 seeds = [first + i for i in range(start, min(start + args.batch, args.seeds))]
-                for seed, states in zip(seeds, _runs(dit, texts[prompt], negative, seeds, path, kept, args), strict=True):
+                for seed, states in zip(seeds, _runs(dit, texts[prompt], negative, seeds, sigmas, kept, args), strict=True):
                     name = f"{prompt}-{seed}"
                     for sigma, z in states.items():
                         key = name if sigma is None else f"{name}@{sigma:.4f}"
@@ -92,33 +94,33 @@ def run(args) -> int:
                 bar.add_many(len(seeds))
             config = {"state": "normalised", "settings": settings, "clips": clips, "videos": {}}
             notes = provenance(args.argv, "trainers.prism")
-            formats.write(target, tensors, formats.Header("latents", WAN21, config, {}, notes))
-    if Path(args.texts).resolve() != (args.output / prism_data.TEXTS).resolve():
-        said = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
+            file_header.write(target, tensors, file_header.Header("latents", WAN21, config, {}, notes))
+    if Path(args.texts).resolve() != (args.output / TEXTS).resolve():
+        known = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
         kept_texts = {p: texts[p] for p in prompts}
-        write_embeddings(args.output / prism_data.TEXTS, kept_texts, header.latent_space, header.provenance, said)
-    levels = ", ".join(f"{s:.3f}" for s in kept.values())
-    print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {levels}")
+        write_embeddings(args.output / TEXTS, kept_texts, header.latent_space, header.provenance, known)
+    shown = ", ".join(f"{s:.3f}" for s in kept.values())
+    print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {shown}")
     return 0
 
 
 def first_seed(prompt: str, seed: int) -> int:
-    """The seed of a prompt's first run; the others follow.
+    """The seed of a prompt's first run; the other runs count up from it.
 
-    Prompts share no noise, else a head would learn by heart which of a handful of noises turns out well.
+    Prompts have different seeds; otherwise a head could memorise which of a few noise seeds do well.
     """
     return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:8], 16)
 
 
-def steps_of(path: list[float], levels) -> dict[int, float]:
-    """{step: its noise level}: for each wanted level the first step that starts no noisier, from step 1 on."""
-    last = len(path) - 1
-    steps = {next((k for k in range(1, last) if path[k] <= level + 1e-6), last - 1) for level in levels}
-    return {k: path[k] for k in sorted(steps)}
+def steps_of(sigmas: list[float], wanted: Sequence[float]) -> dict[int, float]:
+    """{step: its sigma}: for each wanted noise level the first step, from 1, that starts at or below it, else the last."""
+    last = len(sigmas) - 1
+    steps = {next((k for k in range(1, last) if sigmas[k] <= sigma + 1e-6), last - 1) for sigma in wanted}
+    return {k: sigmas[k] for k in sorted(steps)}
 
 
-def _runs(dit, words, negative, seeds, path, kept: dict[int, float], args) -> list[dict]:
-    """For each seed {sigma: its state, None: the finished latent}."""
+def _runs(dit, words, negative, seeds, sigmas, kept: dict[int, float], args) -> list[dict]:
+    """For each seed {sigma: noisy latent, None: finished latent}."""
     denoiser = wan_sampling.Denoiser(dit.model, [words.float()] * len(seeds), negative, args.cfg)
     shape = (dit.model.config.in_channels, (args.frames - 1) // 4 + 1, args.height // 8, args.width // 8)
     states = [{} for _ in seeds]
@@ -128,7 +130,7 @@ def _runs(dit, words, negative, seeds, path, kept: dict[int, float], args) -> li
             for one, z in zip(states, x, strict=True):
                 one[round(sigma, 6)] = z.cpu()
 
-    z = wan_sampling.euler(denoiser, wan_sampling.noise(shape, seeds), path, watch=watch)
+    z = wan_sampling.euler(denoiser, wan_sampling.noise(shape, seeds), sigmas, watch=watch)
     if not bool(torch.isfinite(z).all()):
         raise ValueError(f"seeds {seeds}: sampling gave NaN or infinite values; try --backbone_dtype float32")
     for one, finished in zip(states, z, strict=True):
@@ -139,12 +141,12 @@ def _runs(dit, words, negative, seeds, path, kept: dict[int, float], args) -> li
 def _part(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part: expected I/N such as 1/2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part: expected I/N such as 1/2")
     return int(number), int(count)
 
 
 def _require_same(path: Path, settings: dict) -> None:
-    other = formats.read_header(path, "latents").config.get("settings", {})
+    other = file_header.read_header(path, "latents").config.get("settings", {})
     differing = [k for k in settings if other.get(k) != settings[k]]
     if differing:
         raise ValueError(f"{path}: made with another {differing[0]}; give another --output")

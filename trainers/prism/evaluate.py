@@ -6,22 +6,22 @@ from pathlib import Path
 from ..kernels.files.atomic import write_atomic
 from ..kernels.prism import files
 from ..kernels.prism.backbone import BackboneError
-from ..running import device as shell_lcc_device
-from ..running.device import DTYPES
+from ..running.device import DTYPES, pick_device
 from ..scorers.prism_network import Scorer
 from ..wan import dit as wan_dit
 from . import data as prism_data
-from . import train_loop as prism_train
-from .train import levels_of, table
+from .accuracy_by_sigma import accuracies, format_accuracies, measured_sigmas
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--head", required=True, metavar="FILE.safetensors")
-    parser.add_argument("--data", required=True, metavar="DIR", help="a folder that `cache` or `collect` made")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder written by `cache`, or by `collect` and `label`")
     parser.add_argument("--backbone", required=True, metavar="FILE_OR_DIR", help="Wan .safetensors or diffusers folder")
-    parser.add_argument("--levels", type=float, nargs="+", help="noise levels (default: those of the data, or 7)")
-    parser.add_argument("--other_weights", action="store_true", help="measure on other weights than the head was trained on")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument(
+        "--levels", dest="sigmas", type=float, nargs="+", metavar="SIGMA", help="noise levels (default: the data's, or 7)"
+    )
+    parser.add_argument("--other_weights", action="store_true", help="allow a backbone with other weights than in training")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here")
     parser.add_argument("--batch", type=int, default=8, help="clips at a time (default 8)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -29,24 +29,24 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    device = shell_lcc_device.pick_device(args.device)
+    device = pick_device(args.device)
     loaded = files.load(args.head)
     data = prism_data.load(args.data)
     if not data.space.same_as(loaded.space):
-        raise ValueError(f"{args.head} reads '{loaded.space.id}' latents, {args.data} holds '{data.space.id}' latents")
+        raise ValueError(f"{args.head} is for '{loaded.space.id}' latents, {args.data} holds '{data.space.id}' latents")
     unknown = [d for d in data.dimensions if d not in loaded.head.config.dimensions]
     if unknown:
-        raise ValueError(f"{args.head} scores {', '.join(loaded.head.config.dimensions)}; the data asks for '{unknown[0]}'")
+        raise ValueError(f"{args.head} scores {', '.join(loaded.head.config.dimensions)}; the data compares '{unknown[0]}'")
     dit = wan_dit.load(args.backbone, max(loaded.head.config.taps), DTYPES[args.backbone_dtype], device)
     loaded.backbone.require_architecture(dit.backbone, loaded.name)
     if not loaded.backbone.same_weights(dit.backbone) and not args.other_weights:
-        raise BackboneError(f"{args.backbone}: other weights than {args.head} was trained on; --other_weights measures anyway")
-    # The data's dimensions may be some of the head's: outcomes of the others are missing.
+        raise BackboneError(f"{args.backbone}: other weights than {args.head} was trained on; --other_weights allows them")
+    # The data may lack some of the head's dimensions: their outcomes are then MISSING.
     data.dimensions = loaded.head.config.dimensions
-    levels = levels_of(data, args.levels)
+    sigmas = measured_sigmas(data, args.sigmas)
     scorer = Scorer(dit, loaded.head.to(device))
-    found = prism_train.accuracies(scorer, data, data.rows, [], levels, args.batch, args.seed, loaded.threshold)
-    print(table(found))
+    found = accuracies(scorer, data, data.rows, [], sigmas, args.batch, args.seed, loaded.threshold)
+    print(format_accuracies(found))
     if args.json:
         text = json.dumps({"head": loaded.name, "pairs": len(data.rows), **found}, indent=1) + "\n"
         write_atomic(args.json, lambda partial: Path(partial).write_text(text, encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Turns scores of runs into the preferences that `train` reads: every pair of one prompt, with ties where scores are close.
+"""Turns scores of runs into the preferences that `train` reads: all pairs of one prompt, tied where scores are close.
 
-Scores are lines of JSON: {"run": name, "scores": {dimension: number}}, higher is better.
+The scores are JSON Lines: {"run": name, "scores": {dimension: number}}, higher is better.
 """
 
 import json
@@ -13,9 +13,9 @@ from .data import PrismDataError, Row
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a folder that `collect` made")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="a folder written by `collect`")
     parser.add_argument("--scores", required=True, type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--tie", type=float, default=0.0, help="scores that differ by no more are a tie (default 0)")
+    parser.add_argument("--tie", type=float, default=0.0, help="largest score difference that is a tie (default 0)")
 
 
 def run(args) -> int:
@@ -25,10 +25,10 @@ def run(args) -> int:
     scores = read_scores(args.scores)
     unknown = [name for name in scores if name not in runs]
     if unknown:
-        raise PrismDataError(f"{args.scores}: {len(unknown)} of its runs {args.data} does not hold, such as '{unknown[0]}'")
+        raise PrismDataError(f"{args.scores}: {len(unknown)} runs, such as '{unknown[0]}', are not in {args.data}")
     rows = rows_of({name: runs[name] for name in scores}, scores, args.tie)
     if not rows:
-        raise PrismDataError(f"{args.scores}: no two runs of one prompt are scored")
+        raise PrismDataError(f"{args.scores}: no two runs of the same prompt have scores")
     prism_data.write_rows(args.data, rows)
     ties = sum(v == 0 for row in rows for v in row.outcome.values())
     print(f"{args.data / prism_data.PAIRS}: {len(rows)} pairs of {len(scores)} runs, {ties} ties")
@@ -36,7 +36,7 @@ def run(args) -> int:
 
 
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """{run: {dimension: score}}. Raises PrismDataError naming the line."""
+    """{run: {dimension: score}} of a JSON Lines file. Raises PrismDataError naming the line, or OSError."""
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -54,7 +54,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
 
 
 def rows_of(prompts: dict[str, str], scores: dict[str, dict[str, float]], tie: float) -> list[Row]:
-    """Every pair of runs of one prompt, by the dimensions that both were scored in. prompts: run -> prompt."""
+    """All pairs of runs of one prompt, in the dimensions that both have scores in. prompts: {run: prompt}; tie: see --tie."""
     groups = defaultdict(list)
     for name in sorted(scores):
         groups[prompts[name]].append(name)

@@ -1,1 +1,1 @@
-"""What every command needs: command line, inputs, device, training loop, checkpoints, progress, output files and logs."""
+"""Shared by all commands: command line, inputs, device, training loop, checkpoints, progress, output files and logs."""

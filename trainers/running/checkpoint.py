@@ -1,8 +1,8 @@
-"""Checkpoints of a predictor fit: safetensors all through, so that reading one back runs no code.
+"""Training checkpoints as safetensors files, so that loading one runs no code.
 
-`<folder>/checkpoint-<step>/state.safetensors` holds the coder, Adam's moments of the stage at hand and, in its header,
-the step, the settings and a digest of the tokens. With batches drawn from (seed, step) that is all of the state: a
-resumed run ends with the very tensors of an unbroken one.
+`<folder>/checkpoint-<step>/state.safetensors` holds the model, Adam's state for the parameters in training and, in its
+header, the step and the settings, with a digest of the data. Batches are drawn from (seed, step), so nothing else is
+needed: a resumed run ends with exactly the tensors of an uninterrupted one.
 """
 
 import hashlib
@@ -21,15 +21,19 @@ from torch import Tensor
 FORMAT = "intrinsic_reward_checkpoint"
 NAME = re.compile(r"checkpoint-(\d+)")
 FILE = "state.safetensors"
+# Of every model's tensors, whatever the model: part of the file format.
+PREFIX = "coder."
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used to go on; the message says why."""
+    """A checkpoint cannot be resumed from; the message says why."""
 
 
 @dataclass
-class State:
-    """step: optimiser steps done, both stages together; tensors: by name; skipped: non-finite steps; scaler: fp16's."""
+class TrainingState:
+    """step: optimiser steps done, over all stages; tensors: of `pack`; skipped: steps skipped because loss or gradient was
+    not finite; scaler: state of fp16's GradScaler.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -37,19 +41,19 @@ class State:
     scaler: dict | None = None
 
 
-def digest(tokens: Tensor) -> str:
-    """Sixteen hexadecimal digits that tell one set of tokens, in its order, from another."""
-    return hashlib.sha256(tokens.contiguous().numpy().data).hexdigest()[:16]
+def tensor_digest(tensor: Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a CPU tensor's values in their order."""
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()[:16]
 
 
-def found(folder: Path) -> list[Path]:
-    """The folder's complete checkpoints by step."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The folder's complete checkpoints, sorted by step."""
     paths = [p for p in folder.glob("checkpoint-*") if NAME.fullmatch(p.name) and (p / FILE).is_file()]
     return sorted(paths, key=lambda p: int(NAME.fullmatch(p.name)[1]))
 
 
-def save(folder: Path, state: State, settings: dict, limit: int | None) -> Path:
-    """Writes checkpoint-<step>, whole or not at all, then deletes the oldest beyond `limit`. Raises OSError."""
+def save(folder: Path, state: TrainingState, settings: dict, limit: int | None) -> Path:
+    """Writes checkpoint-<step> atomically, then deletes the oldest ones beyond `limit` (None: keeps all). Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{state.step}"
     note = {"step": state.step, "skipped": state.skipped, "scaler": state.scaler, "settings": settings}
@@ -63,13 +67,13 @@ def save(folder: Path, state: State, settings: dict, limit: int | None) -> Path:
             shutil.rmtree(target)
         whole.rename(target)
     if limit:
-        for old in found(folder)[:-limit]:
+        for old in list_checkpoints(folder)[:-limit]:
             shutil.rmtree(old)
     return target
 
 
-def load(path: Path, settings: dict) -> State:
-    """Reads a checkpoint. Raises CheckpointError when it is damaged or was made with other settings, naming those."""
+def load(path: Path, settings: dict) -> TrainingState:
+    """Reads a checkpoint. Raises CheckpointError when it is missing, damaged, or made with other settings, naming those."""
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"{path}: no checkpoint there ({FILE} is missing)")
@@ -85,42 +89,42 @@ def load(path: Path, settings: dict) -> State:
     was = note["settings"]
     other = [f"{k} {was.get(k)} against {v}" for k, v in settings.items() if was.get(k) != v]
     if other:
-        raise CheckpointError(f"{path}: made with other settings ({', '.join(other)}); give the same ones, or start afresh")
-    return State(note["step"], tensors, note["skipped"], note["scaler"])
+        raise CheckpointError(f"{path}: made with other settings ({', '.join(other)}); give the same ones, or start again")
+    return TrainingState(note["step"], tensors, note["skipped"], note["scaler"])
 
 
 def choose(wanted: str | None, folder: Path, overwrite: bool) -> tuple[Path | None, list[str]]:
     """(checkpoint to resume from or None, notes) for --resume_from_checkpoint `wanted`: "latest", a path, or None.
 
-    A fresh start in a folder with checkpoints is refused without `overwrite`, and removes them with it.
+    Starting from the beginning in a folder with checkpoints raises CheckpointError, or with `overwrite` deletes them.
     """
-    present = found(folder)
+    present = list_checkpoints(folder)
     if wanted == "latest":
         return (present[-1], []) if present else (None, [f"no checkpoint in {folder}: starting from the beginning"])
     if wanted:
         return Path(wanted), []
     if present and not overwrite:
         raise CheckpointError(
-            f"{folder}: holds checkpoints of an earlier run; --resume_from_checkpoint latest goes on with it, "
-            "--overwrite starts afresh"
+            f"{folder}: holds checkpoints of an earlier run; --resume_from_checkpoint latest continues it, "
+            "--overwrite starts again"
         )
     for path in present:
         shutil.rmtree(path)
     return None, []
 
 
-def pack(coder: torch.nn.Module, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
-    """The coder's tensors and Adam's, by name; no copies."""
-    tensors = {f"coder.{k}": v for k, v in coder.state_dict().items()}
-    for name, parameter in coder.named_parameters():
+def pack(model: torch.nn.Module, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, not copied: the model's as PREFIX + name, Adam's as adam.<key>.<parameter>."""
+    tensors = {f"{PREFIX}{k}": v for k, v in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = value
     return tensors
 
 
-def unpack_optimiser(tensors: dict[str, Tensor], coder: torch.nn.Module, optimiser: torch.optim.Adam) -> None:
-    """Adam's state for the parameters of the stage at hand, as far as the checkpoint has it: at a stage's start, none."""
-    for name, parameter in coder.named_parameters():
+def unpack_optimiser(tensors: dict[str, Tensor], model: torch.nn.Module, optimiser: torch.optim.Adam) -> None:
+    """Loads Adam's state for the parameters in training; those without state in the checkpoint start without."""
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         state = {
@@ -131,5 +135,6 @@ def unpack_optimiser(tensors: dict[str, Tensor], coder: torch.nn.Module, optimis
             optimiser.state[parameter] = {"step": state["step"].clone(), **moments}
 
 
-def unpack_coder(tensors: dict[str, Tensor], coder: torch.nn.Module) -> None:
-    coder.load_state_dict({k.removeprefix("coder."): v for k, v in tensors.items() if k.startswith("coder.")})
+def unpack_model(tensors: dict[str, Tensor], model: torch.nn.Module) -> None:
+    """Loads the model's state dict. Raises RuntimeError where names or shapes do not match."""
+    model.load_state_dict({k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)})

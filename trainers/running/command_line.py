@@ -1,4 +1,4 @@
-"""What the trainers' command lines share: subcommands told by their docstrings, errors as one sentence, exit codes."""
+"""Command line of a package of subcommands: help from the docstrings, errors as one line on stderr, exit codes."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ def run(name: str, doc: str, commands: Mapping[str, ModuleType], argv: Sequence[
     """Runs `python -m trainers.<name> COMMAND ...` and returns its exit code: the command's own, 2 when an argument or a
     file cannot be used, 130 after Ctrl-C.
 
-    doc: of the module, its first paragraph a summary; commands: {name: module with add_arguments(parser) and run(args) ->
-    int}; argv: None for the process's own; memory: what to do when memory runs out; stopped: what to say after a Ctrl-C that
-    says nothing itself. args.argv keeps the arguments for provenance.
+    doc: the package's docstring, whose first paragraph is the summary; commands: {name: module with add_arguments(parser)
+    and run(args) -> int}; argv: None for sys.argv; memory: advice printed when memory runs out; stopped: message for a
+    KeyboardInterrupt that has none. args.argv keeps the arguments for provenance.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(name, doc, commands).parse_args(argv)
@@ -35,7 +35,7 @@ def run(name: str, doc: str, commands: Mapping[str, ModuleType], argv: Sequence[
 
 
 def sentence(e: BaseException) -> str:
-    """An exception's message on one line; with the file's name where the system's message lacks it."""
+    """An exception's message on one line, with the file name that str() of an OSError may lack."""
     if isinstance(e, OSError) and e.filename is not None and e.strerror:
         return f"{e.filename}: {e.strerror}"
     return " ".join(str(e).split()) or type(e).__name__

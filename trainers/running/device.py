@@ -1,35 +1,41 @@
-"""Which device a command runs on, and which of the processes of `accelerate launch` it is."""
+"""Device selection, and the distributed context of a process started by `accelerate launch`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from .inputs import InputError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Place:
-    """index, count: this process among all; state: accelerate's, None where it is not installed."""
+class DistributedContext:
+    """rank: of this process among world_size; state: accelerate's PartialState, None where accelerate is not installed."""
 
     device: torch.device
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
     state: object = None
 
     @property
-    def main(self) -> bool:
-        return self.index == 0
+    def is_main(self) -> bool:
+        return self.rank == 0
 
-    def leave(self) -> None:
-        """Ends the process group, if there is one."""
-        if self.count > 1:
+    def close(self) -> None:
+        """Destroys the process group, if there is one."""
+        if self.world_size > 1:
             self.state.destroy_process_group()
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto`: the first accelerator there is, else the CPU. Raises ValueError for a device that cannot be used."""
+def pick_device(wanted: str, accelerators: Sequence[str] = ("cuda", "xpu", "mps")) -> torch.device:
+    """The device that --device names; for "auto" the first available one of `accelerators`, else the CPU.
+
+    Raises InputError for a device that cannot be used.
+    """
     if wanted == "auto":
-        for name in ("cuda", "xpu", "mps"):
+        for name in accelerators:
             backend = torch.backends.mps if name == "mps" else getattr(torch, name)
             if backend.is_available():
                 return torch.device(name)
@@ -38,18 +44,21 @@ def pick_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"--device {wanted}: cannot be used here ({' '.join(str(e).split())[:120]})") from e
+        raise InputError(f"--device {wanted}: cannot be used here ({' '.join(str(e).split())[:120]})") from e
     return device
 
 
-def join(wanted: str) -> Place:
-    """This process' place; under `accelerate launch` every process gets its own device of the wanted kind."""
+def init_distributed(wanted: str) -> DistributedContext:
+    """This process's context; under `accelerate launch` every process gets its own device of the wanted kind.
+
+    Raises InputError for a device that cannot be used.
+    """
     device = pick_device(wanted)
     try:
         from accelerate import PartialState
     except ImportError:
-        return Place(device)
+        return DistributedContext(device)
     state = PartialState(cpu=device.type == "cpu")
     if state.num_processes > 1:
         device = state.device
-    return Place(device, state.process_index, state.num_processes, state)
+    return DistributedContext(device, state.process_index, state.num_processes, state)

@@ -1,4 +1,4 @@
-"""Digests of files and settings, by which a resumed run knows what is still current."""
+"""Digests of files and settings, by which a resumed run detects what has changed."""
 
 import hashlib
 import json
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def identity(path: Path) -> list[int]:
-    """What changes when a file does: bytes and time of change in ns."""
+    """[size in bytes, modification time in ns]: differs when the file has changed. Raises OSError."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
 def digest_of(described: dict) -> str:
-    """16 hexadecimal digits of settings."""
+    """The first 16 hexadecimal digits of the SHA-256 of settings as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
+    """The first 16 hexadecimal digits of a file's SHA-256. Raises OSError."""
     with open(path, "rb") as f:
         digest = hashlib.sha256()
         while block := f.read(1 << 22):

@@ -1,4 +1,4 @@
-"""Which files a list of files, folders and glob patterns means, in an order that does not depend on the disk."""
+"""Expansion of files, folders and glob patterns into a list of files, in an order that the file system does not affect."""
 
 import glob
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ MAGIC = "*?["
 
 
 class InputError(ValueError):
-    """An argument names no usable file; the message says which and why."""
+    """An argument names no usable file or device; the message says which and why."""
 
 
 def expand(arguments: Iterable[str | Path], suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
     """{name relative to the folder it was found in: path}, sorted by name, each file once.
 
-    A folder is searched through and through for `suffixes`; a file, or whatever a glob pattern matches, is taken as it
-    is. `what` is the plural for messages. Raises InputError for a folder, pattern or name without files, and when two
-    files would go by one name.
+    A folder is searched recursively for files with one of `suffixes`; a file, or what a glob pattern matches, is taken
+    whatever its suffix. what: plural for messages, such as "videos". Raises InputError for a folder, pattern or name
+    without files, and when two files would have the same name.
     """
     found: dict[str, Path] = {}
     seen: set[Path] = set()
@@ -27,7 +27,7 @@ def expand(arguments: Iterable[str | Path], suffixes: tuple[str, ...], what: str
             seen.add(path.resolve())
             name = path.relative_to(root).as_posix()
             if name in found:
-                raise InputError(f"{found[name]} and {path} both go by the name '{name}'; give the folder above both instead")
+                raise InputError(f"{found[name]} and {path} have the same name '{name}'; give the folder above both instead")
             found[name] = path
     return {name: found[name] for name in sorted(found)}
 

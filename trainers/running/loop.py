@@ -1,11 +1,12 @@
-"""Parts of a training loop: where checkpoints go, stopping on Ctrl-C after a whole step, and divergence."""
+"""Parts shared by training loops: checkpoint options, signals deferred to the end of a step, and divergence."""
 
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-BAD_IN_A_ROW = 20
+# A training stops after this many steps in a row with a loss or gradient that is not finite.
+MAX_NONFINITE_STEPS = 20
 
 
 class DivergedError(ValueError):
@@ -13,8 +14,10 @@ class DivergedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """folder: where; every: steps between two, 0 for none but the last; limit: how many stay; resume: the one to load."""
+class CheckpointOptions:
+    """folder: where checkpoints are written; every: steps between two, 0 for the last step only; limit: how many are kept,
+    None for all; resume: the checkpoint to load, None to start from the beginning.
+    """
 
     folder: Path
     every: int = 0
@@ -23,18 +26,21 @@ class Checkpoints:
 
 
 @contextmanager
-def signals():
-    """A list that is not empty once Ctrl-C (or the launcher's request to end) came: steps are finished first."""
-    asked: list[int] = []
+def deferred_signals():
+    """Defers SIGINT and SIGTERM, so that a step can be finished and saved before the program stops.
+
+    Yields the list of the signals received so far; the caller checks it after each step.
+    """
+    received: list[int] = []
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda received, _: asked.append(received))
+            before[number] = signal.signal(number, lambda n, _: received.append(n))
     except ValueError:
-        # Outside the main thread there are no signals to handle.
+        # Signal handlers can be set in the main thread only.
         pass
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

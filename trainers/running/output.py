@@ -11,7 +11,10 @@ from ..kernels.version import CREATED_BY
 
 
 def require_output(path: Path, overwrite: bool, suffix: str = ".safetensors") -> None:
-    """Raises FileExistsError, ValueError or OSError unless `path` can be written, before any long work begins."""
+    """Checks, before any long work begins, that `path` can be written.
+
+    Raises ValueError for a wrong suffix or a folder, FileExistsError without `overwrite`, OSError where writing fails.
+    """
     if path.suffix != suffix:
         raise ValueError(f"{path}: the output's name must end in {suffix}")
     if path.is_dir():
@@ -26,7 +29,7 @@ def require_output(path: Path, overwrite: bool, suffix: str = ".safetensors") ->
 
 
 def provenance(argv: list[str], module: str) -> dict:
-    """The entries that every file gets. The command keeps file names, but no folders outside the working one."""
+    """The provenance entries of every output file. The command keeps file names, but no folder outside the working one."""
     return {
         "created_by": CREATED_BY,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -35,11 +38,16 @@ def provenance(argv: list[str], module: str) -> dict:
     }
 
 
-def table(rows: list[tuple[str, object]], title: str = "") -> str:
-    """Aligned text, a row a line."""
+def format_table(rows: list[tuple[str, object]], title: str = "") -> str:
+    """(label, value) rows as aligned text, one line each, below the title."""
     width = max((len(label) for label, _ in rows), default=0)
-    lines = [f"  {label:<{width}}  {show(value)}" for label, value in rows]
+    lines = [f"  {label:<{width}}  {format_value(value)}" for label, value in rows]
     return "\n".join(([title] if title else []) + lines)
+
+
+def format_value(value: object) -> str:
+    """A float with four decimals; anything else by str()."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _without_folders(argument: str) -> str:
@@ -47,7 +55,3 @@ def _without_folders(argument: str) -> str:
     path = Path(value)
     hidden = path.is_absolute() or ".." in path.parts
     return flag + equals + (path.name if hidden else value)
-
-
-def show(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,10 +1,10 @@
-"""A progress bar on a terminal; in a log file, or without tqdm, nothing but what is said."""
+"""A progress bar on a terminal; in a log file, or without tqdm, only the messages are printed."""
 
 import sys
 
 
 class Bar:
-    """total: None where it is not known; shown: False on all but the first of several processes."""
+    """total: units in all, None where not known; shown: False on all but the first of several processes."""
 
     def __init__(self, text: str, total: int | None, unit: str, shown: bool = True):
         try:
@@ -22,26 +22,26 @@ class Bar:
             self.bar.close()
 
     def add(self, postfix: dict | None = None) -> None:
-        """One unit more."""
+        """Advances by one unit; postfix: values shown after the bar."""
         if self.bar is not None:
             if postfix:
                 self.bar.set_postfix(postfix, refresh=False)
             self.bar.update(1)
 
     def add_many(self, count: int) -> None:
-        """`count` units more."""
+        """Advances by `count` units."""
         if self.bar is not None:
             self.bar.update(count)
 
     def reach(self, done: int, postfix: dict | None = None) -> None:
-        """`done` units in all; postfix: what stands behind the bar."""
+        """Advances to `done` units in all; postfix: values shown after the bar."""
         if self.bar is not None:
             if postfix:
                 self.bar.set_postfix(postfix, refresh=False)
             self.bar.update(done - self.bar.n)
 
     def say(self, text: str) -> None:
-        """A line above the bar, or just a line."""
+        """Prints a line, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(text)
         else:

@@ -1,6 +1,6 @@
-"""Results of a long run, one JSON object a line, each on disk before the next is begun.
+"""JSON Lines log of a long run's results: every line is synced to disk before the next result is computed.
 
-A run that is killed loses at most the line that it was writing: that torn line is dropped when the file is read again.
+A run that is killed loses at most the line that it was writing: an incomplete last line is dropped when the file is read.
 """
 
 import json
@@ -12,11 +12,11 @@ from ..kernels.files.atomic import write_atomic
 
 
 class LogError(ValueError):
-    """A file of results is damaged; the message names it and the line."""
+    """A results file is damaged; the message names the file and the line."""
 
 
 def read(path: str | Path) -> list[dict]:
-    """The objects of a file in its order, without a torn last line; none where there is no file. Raises LogError."""
+    """The objects of a file in order, without an incomplete last line; [] where there is no file. Raises LogError."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -29,19 +29,19 @@ def read(path: str | Path) -> list[dict]:
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, expected an object")
         except ValueError as e:
-            raise LogError(f"{path}, line {number}: damaged ({e}); take the line out, or start afresh with --overwrite") from e
+            raise LogError(f"{path}, line {number}: damaged ({e}); remove the line, or start again with --overwrite") from e
         rows.append(row)
     return rows
 
 
 def write(path: str | Path, rows: Iterable[dict]) -> None:
-    """All rows at once, whole or not at all. Raises OSError."""
+    """Replaces the file by these rows, atomically. Raises OSError."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
 
 
 class Log:
-    """A file that rows are added to. Opening it takes a torn last line away. Raises OSError."""
+    """A file that rows are appended to. Opening it removes an incomplete last line. Raises OSError."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -58,11 +58,11 @@ class Log:
         self.file.close()
 
     def add(self, row: dict) -> None:
-        """Returns when the row is on disk. Raises OSError naming the file; then none of the row is in it."""
+        """Returns once the row is on disk. Raises OSError naming the file, which then holds no part of the row."""
         data, before = (json.dumps(row) + "\n").encode(), os.fstat(self.file.fileno()).st_size
         try:
             if self.file.write(data) != len(data):
-                raise OSError("the disk took only a part of the line: is it full?")
+                raise OSError("only part of the line was written: is the disk full?")
             os.fsync(self.file.fileno())
         except OSError as e:
             self.file.truncate(before)

@@ -18,7 +18,7 @@ from ..kernels.geometry import dense, lpips, tracks
 from ..kernels.geometry.record import VERSIONS, GeometryRecord
 from ..running.identity import file_digest, identity
 from ..video.frames import read_frames
-from ..video.read import Source, VideoError
+from ..video.read import SourceReport, VideoError
 from . import depth_files
 
 BACKENDS = ("auto", "torch", "opencv")
@@ -82,7 +82,7 @@ def results(tasks: Sequence[Task], jobs: int, work: Callable[[Task], dict] | Non
 
 def score_file(task: Task) -> dict:
     """One clip's row; a clip that cannot be scored gives a row with the reason. Raises ImportError for a missing backend."""
-    started, source = time.perf_counter(), Source(task.name)
+    started, source = time.perf_counter(), SourceReport(task.name)
     row = {"video": task.name, "file": None, "geometry": None}
     try:
         row |= {"file": identity(task.path), "geometry": _geometry_identity(task)}
@@ -94,7 +94,7 @@ def score_file(task: Task) -> dict:
     return row | {"notes": source.notes, "seconds": round(time.perf_counter() - started, 3)}
 
 
-def score(task: Task, source: Source) -> GeometryRecord:
+def score(task: Task, source: SourceReport) -> GeometryRecord:
     """Raises VideoError, GeometryError, FormatError or OSError for a clip that cannot be scored."""
     settings = task.settings
     if task.geometry is None:

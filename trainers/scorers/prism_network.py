@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.prism.head import PrismHead
 from ..wan.dit import WanDit
-from ..wan.text_padding import fold
+from ..wan.text_padding import fold_padding
 
 # Noise levels to measure a head at where the data does not name its own.
 
@@ -32,7 +32,7 @@ class Scorer(torch.nn.Module):
         """
         # Some weights stay in fp32 whatever the rest is in.
         weight = self.dit.model.patch_embedding.weight
-        text, bias, mask = fold([w.to(weight.device, weight.dtype) for w in words])
+        text, bias, mask = fold_padding([w.to(weight.device, weight.dtype) for w in words])
         x, sigma = x.to(weight.device, weight.dtype), sigma.to(weight.device)
         visual, embedded = self.dit.features(x, sigma, text, self.head.config.taps, bias)
         if kept < 1.0:

@@ -1,44 +1,45 @@
-"""Tokens to fit on and clips to measure on, read from disk one clip at a time."""
+"""Latents for the Shell-LCC commands: tokens to fit on and held-out clips to measure on, read one clip at a time."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..kernels import latent_space
-from ..kernels.latent_space import LatentSpace
+from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.shell_lcc import evaluation
-from ..latents import read as latent_data
-from .arguments import resolution
+from ..kernels.shell_lcc.manifold import ShellManifold
+from ..latents.read import ClipRef, list_clips, read_clip, shape_of
 
 ONE_CLIP = "one clip only: its last third of latent frames is held out, which flatters the figures; give more clips"
 
 
 @dataclass
-class Data:
-    """tokens: [N, C] to fit on, shuffled; held: (id, z [C, T, h, w]) clips; facts: counts and names for the file."""
+class FitData:
+    """tokens: [N, C] to fit on, shuffled; held_out: (id, z [C, T, h, w]) clips; facts: counts and names for the file."""
 
     space: LatentSpace
     tokens: Tensor
-    held: list[tuple[str, Tensor]]
+    held_out: list[tuple[str, Tensor]]
     facts: dict
     notes: list[str]
 
 
-def gather(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Data:
-    """Reads args.latents and parts them by args.held_out, args.seed, args.max_tokens and args.max_held_out_tokens.
+def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> FitData:
+    """Reads args.latents and splits them by args.held_out, args.seed, args.max_tokens and args.max_held_out_tokens.
 
-    Raises InputError, LatentDataError, FormatError, LatentSpaceError or SplitError. The same arguments and files give
-    the same tokens in the same order.
+    The same arguments and files give the same tokens in the same order. Raises InputError, LatentDataError, FormatError,
+    LatentSpaceError or SplitError.
     """
     space = latent_space.by_id(args.latent_space) if args.latent_space else None
-    refs = latent_data.list_clips(args.latents, space)
+    refs = list_clips(args.latents, space)
     resolutions: set[str] = set()
 
-    def read(ref: latent_data.ClipRef) -> Tensor:
-        z = latent_data.read_clip(ref, args.pt_state, args.trust_state)
+    def read(ref: ClipRef) -> Tensor:
+        z = read_clip(ref, args.pt_state, args.trust_state)
         resolutions.add(resolution(z, ref.space))
         on_clip(ref.clip_id)
         return z
@@ -53,8 +54,8 @@ def gather(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Data:
         fit_count = 1
     else:
         videos = [str((ref.entry or {}).get("video", ref.clip_id)) for ref in refs]
-        fit, hold = evaluation.held_out_split(videos, args.held_out, args.seed)
-        if len({videos[i] for i in fit} & {videos[i] for i in hold}):
+        fit, measure = evaluation.held_out_split(videos, args.held_out, args.seed)
+        if len({videos[i] for i in fit} & {videos[i] for i in measure}):
             notes.append("all clips are of one video: the held-out ones resemble the others, which flatters the figures")
         sizes = [_size(refs[i], args) for i in fit]
         total, fit_count = sum(sizes), len(fit)
@@ -63,8 +64,8 @@ def gather(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Data:
             evaluation.draw_tokens(refs[i].clip_id, read(refs[i]), share, args.seed)
             for i, share in zip(fit, shares, strict=True)
         ]
-        caps = args.max_held_out_tokens // len(hold)
-        held = [(refs[i].clip_id, evaluation.draw_frames(read(refs[i]), caps)) for i in hold]
+        cap = args.max_held_out_tokens // len(measure)
+        held = [(refs[i].clip_id, evaluation.draw_frames(read(refs[i]), cap)) for i in measure]
     tokens = torch.cat(parts)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(args.seed))
     facts = {
@@ -77,14 +78,35 @@ def gather(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Data:
         "resolutions": sorted(resolutions),
         "latent_space": refs[0].space.id,
     }
-    return Data(refs[0].space, tokens[order], held, facts, notes)
+    return FitData(refs[0].space, tokens[order], held, facts, notes)
 
 
-def _size(ref: latent_data.ClipRef, args: argparse.Namespace) -> int:
-    """Tokens of a clip: from the file's header where there is one, so that a large folder is read only once."""
+def list_clips_for(manifold: ShellManifold, path: Path, args: argparse.Namespace) -> list[ClipRef]:
+    """The clips of args.latents, which must be of the manifold's latent space.
+
+    Raises LatentSpaceError naming both spaces where they differ, InputError, LatentDataError or FormatError.
+    """
+    try:
+        return list_clips(args.latents, manifold.space)
+    except LatentSpaceError as e:
+        raise LatentSpaceError(f"{path} is a manifold of '{manifold.space.id}' latents, but {e}") from e
+
+
+def iterate_clips(refs: list[ClipRef], args: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
+    """(clip id, normalised z [C, T, h, w] fp32) of every clip, read one at a time."""
+    for ref in refs:
+        yield ref.clip_id, read_clip(ref, args.pt_state, args.trust_state)
+
+
+def resolution(z: Tensor, space: LatentSpace) -> str:
+    """The size in pixels of a clip z [C, T, h, w], such as "832x480"."""
+    return f"{z.shape[3] * space.spatial_stride}x{z.shape[2] * space.spatial_stride}"
+
+
+def _size(ref: ClipRef, args: argparse.Namespace) -> int:
+    """Tokens of a clip: from a shard's header where possible, so that a large folder is read only once."""
     if ref.path.suffix.lower() == ".safetensors":
-        with safe_open(ref.path, framework="pt") as f:
-            shape = f.get_slice(ref.key).get_shape()
+        shape = shape_of(ref)
         if len(shape) == 4:
             return shape[1] * shape[2] * shape[3]
-    return latent_data.read_clip(ref, args.pt_state, args.trust_state)[0].numel()
+    return read_clip(ref, args.pt_state, args.trust_state)[0].numel()

@@ -1,4 +1,4 @@
-"""Prints the distance of clips to a manifold, per clip and over all tokens, and writes it as JSON.
+"""Prints the distances of clips' tokens to a manifold, per clip and over all tokens, and writes them as JSON.
 
 The JSON object has mean, median, p05, p95 (of the token distances), tokens, outside_band (share of tokens outside the
 calibrated band, null without calibration), and clips: a list of the same figures per clip with its id.
@@ -15,7 +15,8 @@ from ..kernels.shell_lcc.evaluation import score, summary
 from ..kernels.shell_lcc.manifold import ShellManifold, load
 from ..running.device import pick_device
 from ..running.output import require_output
-from .arguments import add_latents, clips_for, read_clips
+from .arguments import add_latents
+from .data import iterate_clips, list_clips_for
 
 KEYS = ("mean", "median", "p05", "p95")
 
@@ -23,7 +24,7 @@ KEYS = ("mean", "median", "p05", "p95")
 def add_arguments(parser) -> None:
     parser.add_argument("--manifold", required=True, metavar="FILE", help="made by `fit` or `import`")
     add_latents(parser, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here as well; replaces a file of that name")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here; replaces an existing file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
@@ -32,7 +33,7 @@ def run(args) -> int:
         require_output(Path(args.json), True, ".json")
     path = Path(args.manifold)
     manifold = load(path, pick_device(args.device))
-    report = evaluate(manifold, read_clips(clips_for(manifold, path, args), args))
+    report = evaluate(manifold, iterate_clips(list_clips_for(manifold, path, args), args))
     print(text(report))
     if args.json:
         body = json.dumps(report, indent=1) + "\n"
@@ -41,7 +42,7 @@ def run(args) -> int:
 
 
 def evaluate(manifold: ShellManifold, clips) -> dict:
-    """The JSON object of the module's docstring; clips: (id, z [C, T, h, w]) pairs, read as they come."""
+    """The JSON object of the module's docstring; clips: an iterable of (id, z [C, T, h, w]), read once."""
     every: list[Tensor] = []
     rows = []
     for clip_id, z in clips:
@@ -52,7 +53,7 @@ def evaluate(manifold: ShellManifold, clips) -> dict:
 
 
 def text(report: dict) -> str:
-    """One aligned line per clip, then the overall one."""
+    """A table with a line per clip, then one for all of them."""
     lines = [("clip", "tokens", *KEYS, "outside")]
     for row in [*report["clips"], {**report, "id": "all"}]:
         outside = "-" if row["outside_band"] is None else f"{row['outside_band']:.4f}"

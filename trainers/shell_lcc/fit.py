@@ -1,10 +1,11 @@
-"""Fits a manifold on latents, calibrates it on held-out clips and prints what it can tell apart.
+"""Fits a Shell-LCC manifold on latents, calibrates it on held-out clips and prints its held-out figures.
 
 anchors: k-means by FAISS and closed-form thickness; minutes on a CPU. predictor: the network of arXiv 2606.30248 in two
-stages (skeleton, then shell). It starts from k-means and a regressed last layer, and weighs the locality term by 0.02
-where the paper has 1: at 1 the code nears vector quantisation, and on synthetic sheets minimisation then *added* detail.
-`--locality_weight 1 --random_start --lr_scheduler constant` is the paper's recipe but for the codebook's start.
-On several processes BatchNorm normalises by each process' own tokens and keeps the first process' running statistics.
+stages (skeleton, then shell). It starts from k-means and a regressed last layer, and weights the locality term by 0.02
+instead of the paper's 1: at 1 the code approaches vector quantisation, and on synthetic sheets minimisation then *added*
+detail. `--locality_weight 1 --random_start --lr_scheduler constant` is the paper's recipe except for the codebook, which
+starts from k-means. With several processes, BatchNorm normalises by each process's own tokens and keeps the first
+process's running statistics.
 """
 
 from pathlib import Path
@@ -17,16 +18,20 @@ from ..kernels.shell_lcc.fit_anchors import fit_anchors
 from ..kernels.shell_lcc.kmeans import kmeans
 from ..kernels.shell_lcc.manifold import ShellManifold, save
 from ..kernels.shell_lcc.predictor import Predictor
-from ..running import checkpoint, device
-from ..running.output import provenance, require_output, table
+from ..running import checkpoint
+from ..running.device import init_distributed
+from ..running.loop import CheckpointOptions
+from ..running.output import format_table, provenance, require_output
 from ..running.progress import Bar
-from . import data
-from . import train_predictor as training
-from .arguments import add_latents, metrics_rows
+from . import train_predictor
+from .arguments import add_latents
+from .data import FitData, load_fit_data
+from .metrics_table import metrics_rows
+from .train_predictor import FitSettings
 
-# FAISS calls fewer tokens a centroid too few.
+# FAISS warns below this number of points per centroid.
 TOKENS_PER_BASE = 39
-# Bases come in groups of this for the fast neighbour search.
+# The fast neighbour search of kernels.shell_lcc.knn takes bases in groups of this size.
 GROUP = 16
 VALIDATION_TOKENS = 20_000
 
@@ -39,8 +44,8 @@ def add_arguments(parser) -> None:
     files.add_argument("--latent_space", metavar="ID", help="wan21 or wan22, for .latent and .pt files (default: by channels)")
     what = parser.add_argument_group("manifold")
     what.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
-    what.add_argument("--num_bases", type=int, default=4096, help="K (default 4096); fewer when there are too few tokens")
-    what.add_argument("--neighbours", type=int, default=16, help="anchors: how many code a token (default 16)")
+    what.add_argument("--num_bases", type=int, default=4096, help="K (default 4096); fewer where there are too few tokens")
+    what.add_argument("--neighbours", type=int, default=16, help="anchors: bases that code a token (default 16)")
     what.add_argument("--locality", type=float, default=0.2, help="anchors: weight of the distance penalty (default 0.2)")
     what.add_argument("--hidden_dim", type=int, default=512, help="predictor: width of its layers (default 512)")
     how = parser.add_argument_group("data")
@@ -50,17 +55,17 @@ def add_arguments(parser) -> None:
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; k-means is always on the CPU")
     train = parser.add_argument_group("predictor training")
-    train.add_argument("--lcc_steps", type=int, default=3000, help="of the skeleton's stage (default 3000)")
-    train.add_argument("--shell_steps", type=int, default=1000, help="of the shell's stage (default 1000)")
-    train.add_argument("--train_batch_size", type=int, default=4096, help="tokens a process and step (default 4096)")
+    train.add_argument("--lcc_steps", type=int, default=3000, help="steps of the skeleton stage (default 3000)")
+    train.add_argument("--shell_steps", type=int, default=1000, help="steps of the shell stage (default 1000)")
+    train.add_argument("--train_batch_size", type=int, default=4096, help="tokens per process and step (default 4096)")
     train.add_argument("--gradient_accumulation_steps", type=int, default=1)
     train.add_argument("--learning_rate", type=float, default=1e-3)
-    train.add_argument("--lr_scheduler", choices=("linear", "constant"), default="linear", help="to 0 in each stage, or not")
+    train.add_argument("--lr_scheduler", choices=("linear", "constant"), default="linear", help="linear: to 0 in each stage")
     train.add_argument("--locality_weight", type=float, default=0.02, help="of the locality term (default 0.02; the paper: 1)")
-    train.add_argument("--usage_weight", type=float, default=fit_predictor.USAGE_WEIGHT, help="of even usage (default 0.1)")
-    train.add_argument("--basis_weight", type=float, default=fit_predictor.BASIS_WEIGHT, help="of bases by data (default 0.1)")
-    train.add_argument("--max_grad_norm", type=float, default=1.0, help="0 does not clip (default 1)")
-    train.add_argument("--random_start", action="store_true", help="do not set the last layer by regression at the start")
+    train.add_argument("--usage_weight", type=float, default=fit_predictor.USAGE_WEIGHT, help="of even usage of bases (0.1)")
+    train.add_argument("--basis_weight", type=float, default=fit_predictor.BASIS_WEIGHT, help="of bases near the data (0.1)")
+    train.add_argument("--max_grad_norm", type=float, default=1.0, help="0: no clipping (default 1)")
+    train.add_argument("--random_start", action="store_true", help="do not initialise the last layer by regression")
     train.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: accelerate's setting, else no")
     train.add_argument("--validation_steps", type=int, default=500, help="steps between held-out figures (default 500)")
     train.add_argument("--output_dir", metavar="DIR", help="for checkpoints and logs (default: OUTPUT's name + .checkpoints)")
@@ -73,15 +78,15 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
-    place = device.join(args.device)
+    context = init_distributed(args.device)
     try:
-        return _fit_anchors(args, place) if args.coder == "anchors" else _fit_predictor(args, place)
+        return _fit_anchors(args, context) if args.coder == "anchors" else _fit_predictor(args, context)
     finally:
-        place.leave()
+        context.close()
 
 
 def bases_for(tokens: int, wanted: int, least: int) -> int:
-    """How many bases `tokens` support: `wanted`, or what 39 tokens each allow, in groups of 16 where that is possible.
+    """The number of bases to fit: `wanted`, or as many as 39 tokens each allow, a multiple of 16 where possible.
 
     Raises ValueError when that is less than `least`.
     """
@@ -97,34 +102,34 @@ def bases_for(tokens: int, wanted: int, least: int) -> int:
     return grouped if grouped >= least else allowed
 
 
-def _fit_anchors(args, place) -> int:
-    if not place.main:
+def _fit_anchors(args, context) -> int:
+    if not context.is_main:
         return 0
     output = Path(args.output)
     require_output(output, args.overwrite)
-    gathered = _gather(args, place)
-    count = bases_for(len(gathered.tokens), args.num_bases, args.neighbours)
+    data = _load(args, context)
+    count = bases_for(len(data.tokens), args.num_bases, args.neighbours)
     with Bar("k-means, then thickness", 100, "%") as bar:
         coder = fit_anchors(
-            gathered.tokens, count, args.neighbours, args.locality, args.seed, lambda share: bar.reach(round(100 * share))
+            data.tokens, count, args.neighbours, args.locality, args.seed, lambda share: bar.reach(round(100 * share))
         )
-    return _finish(args, place, gathered, coder, {})
+    return _finish(args, context, data, coder, {})
 
 
-def _fit_predictor(args, place) -> int:
+def _fit_predictor(args, context) -> int:
     output = Path(args.output)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
     require_output(output, args.overwrite)
-    accelerator = _accelerator(args, place)
-    gathered = _gather(args, place)
-    per_process = len(gathered.tokens) // (place.count * args.gradient_accumulation_steps)
-    settings = training.Settings(
-        num_bases=bases_for(len(gathered.tokens), args.num_bases, 2),
+    accelerator = _accelerator(args, context)
+    data = _load(args, context)
+    per_process = len(data.tokens) // (context.world_size * args.gradient_accumulation_steps)
+    settings = FitSettings(
+        num_bases=bases_for(len(data.tokens), args.num_bases, 2),
         hidden_dim=args.hidden_dim,
         lcc_steps=args.lcc_steps,
         shell_steps=args.shell_steps,
         batch=min(args.train_batch_size, per_process),
-        processes=place.count,
+        processes=context.world_size,
         accumulation=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         lr_scheduler=args.lr_scheduler,
@@ -137,48 +142,48 @@ def _fit_predictor(args, place) -> int:
         seed=args.seed,
     )
     if settings.batch < args.train_batch_size:
-        gathered.notes.append(f"batch of {settings.batch} instead of {args.train_batch_size} tokens: there are no more")
+        data.notes.append(f"batch of {settings.batch} instead of {args.train_batch_size} tokens: there are no more")
     resume = None
-    if place.main or args.resume_from_checkpoint:
+    if context.is_main or args.resume_from_checkpoint:
         # Only the first process clears the folder; all of them read the same checkpoint.
         resume, notes = checkpoint.choose(args.resume_from_checkpoint, work, args.overwrite)
-        gathered.notes += notes
-    keep = training.Checkpoints(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
-    coder = _start(gathered, settings, place, resume)
-    with _Log(args, place, gathered, settings, work) as log:
-        figures = training.train(
-            accelerator, coder, gathered.tokens, settings, keep, log.step, log.validate, args.validation_steps
+        data.notes += notes
+    keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
+    coder = _start(data, settings, context, resume)
+    with _Log(args, context, data, settings, work) as log:
+        figures = train_predictor.train(
+            accelerator, coder, data.tokens, settings, keep, log.step, log.validate, args.validation_steps
         )
-    return _finish(args, place, gathered, coder, figures) if place.main else 0
+    return _finish(args, context, data, coder, figures) if context.is_main else 0
 
 
-def _start(gathered: data.Data, settings: training.Settings, place, resume) -> Predictor:
-    """The coder before its first step; the other processes and a resumed run get theirs from elsewhere."""
+def _start(data: FitData, settings: FitSettings, context, resume) -> Predictor:
+    """The coder before its first step, initialised only where its values are used: first process, not resumed."""
     torch.manual_seed(settings.seed)
-    coder = Predictor(gathered.space.channels, settings.num_bases, settings.hidden_dim)
-    if place.main and resume is None:
-        coder.basis.data.copy_(kmeans(gathered.tokens, settings.num_bases, seed=settings.seed))
+    coder = Predictor(data.space.channels, settings.num_bases, settings.hidden_dim)
+    if context.is_main and resume is None:
+        coder.basis.data.copy_(kmeans(data.tokens, settings.num_bases, seed=settings.seed))
         if not settings.random_start:
-            fit_predictor.start_by_regression(coder, gathered.tokens)
+            fit_predictor.start_by_regression(coder, data.tokens)
     return coder
 
 
-def _finish(args, place, gathered: data.Data, coder, fit: dict) -> int:
-    """Calibration, held-out figures, the file and the table."""
-    manifold = ShellManifold(coder.to(place.device), gathered.space, name=Path(args.output).stem)
-    with Bar("measuring", 2 * len(gathered.held), "clip") as bar:
+def _finish(args, context, data: FitData, coder, fit: dict) -> int:
+    """Calibrates, measures held-out figures, writes the file and prints the table."""
+    manifold = ShellManifold(coder.to(context.device), data.space, name=Path(args.output).stem)
+    with Bar("measuring", 2 * len(data.held_out), "clip") as bar:
         maps = []
-        for _, z in gathered.held:
+        for _, z in data.held_out:
             maps.append(evaluation.score(manifold, z))
             bar.add()
         manifold.calibration = calibrate(maps)
-        metrics = evaluation.evaluate(manifold, gathered.held, seed=args.seed, on_clip=lambda _: bar.add())
+        metrics = evaluation.evaluate(manifold, data.held_out, seed=args.seed, on_clip=lambda _: bar.add())
     bases = coder.config()["num_bases"]
     if bases < args.num_bases:
-        gathered.notes.append(f"{bases} bases instead of {args.num_bases}: {TOKENS_PER_BASE} tokens each are needed")
+        data.notes.append(f"{bases} bases instead of {args.num_bases}: {TOKENS_PER_BASE} tokens each are needed")
     manifold.metrics = metrics | ({"fit": fit} if fit else {})
-    facts = gathered.facts
-    manifold.provenance = provenance(args.argv, "trainers.shell_lcc") | {"seed": args.seed, **facts, "notes": gathered.notes}
+    facts = data.facts
+    manifold.provenance = provenance(args.argv, "trainers.shell_lcc") | {"seed": args.seed, **facts, "notes": data.notes}
     save(manifold, args.output)
     rows = [
         ("coder", f"{args.coder}, {bases} bases"),
@@ -188,39 +193,39 @@ def _finish(args, place, gathered: data.Data, coder, fit: dict) -> int:
         ("radius", manifold.radius),
         ("band (5-95 %)", f"{manifold.band[0]:.4f} to {manifold.band[1]:.4f}"),
         *((k.replace("_", " "), v) for k, v in fit.items()),
-        *(("note", note) for note in gathered.notes),
+        *(("note", note) for note in data.notes),
     ]
-    print(table(rows, f"wrote {args.output}"))
+    print(format_table(rows, f"wrote {args.output}"))
     return 0
 
 
-def _gather(args, place) -> data.Data:
-    with Bar("reading latents", None, "clip", place.main) as bar:
-        return data.gather(args, lambda _: bar.add())
+def _load(args, context) -> FitData:
+    with Bar("reading latents", None, "clip", context.is_main) as bar:
+        return load_fit_data(args, lambda _: bar.add())
 
 
-def _accelerator(args, place):
+def _accelerator(args, context):
     try:
         from accelerate import Accelerator
     except ImportError as e:
         raise ImportError("--coder predictor needs accelerate: pip install accelerate (or fit --coder anchors)") from e
-    return Accelerator(cpu=place.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
+    return Accelerator(cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
 
 
 class _Log:
     """Progress, held-out figures and tensorboard of a predictor fit, on the first process."""
 
-    def __init__(self, args, place, gathered: data.Data, settings: training.Settings, work: Path):
-        self.space, self.seed, self.device = gathered.space, args.seed, place.device
-        cap = VALIDATION_TOKENS // len(gathered.held)
-        self.held = [(clip_id, evaluation.draw_frames(z, cap)) for clip_id, z in gathered.held]
-        self.bar = Bar("fitting predictor", settings.steps, "step", place.main)
+    def __init__(self, args, context, data: FitData, settings: FitSettings, work: Path):
+        self.space, self.seed = data.space, args.seed
+        cap = VALIDATION_TOKENS // len(data.held_out)
+        self.held = [(clip_id, evaluation.draw_frames(z, cap)) for clip_id, z in data.held_out]
+        self.bar = Bar("fitting predictor", settings.steps, "step", context.is_main)
         self.writer = None
-        if args.report_to == "tensorboard" and place.main:
+        if args.report_to == "tensorboard" and context.is_main:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as e:
-                raise ImportError("--report_to tensorboard needs it: pip install tensorboard") from e
+                raise ImportError("--report_to tensorboard needs tensorboard: pip install tensorboard") from e
             self.writer = SummaryWriter(args.logging_dir or work / "logs")
 
     def __enter__(self):
@@ -258,24 +263,21 @@ class _Log:
 
 
 def _check(args) -> None:
-    def refuse(text: str):
-        raise ValueError(text)
-
     for name in ("num_bases", "neighbours", "hidden_dim", "max_tokens", "max_held_out_tokens", "train_batch_size",
                  "gradient_accumulation_steps", "lcc_steps", "shell_steps"):  # fmt: skip
         if getattr(args, name) < 1:
-            refuse(f"--{name} must be 1 or more, got {getattr(args, name)}")
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     for name in ("locality", "locality_weight", "usage_weight", "basis_weight", "max_grad_norm", "checkpointing_steps",
                  "checkpoints_total_limit", "validation_steps", "seed"):  # fmt: skip
         if getattr(args, name) < 0:
-            refuse(f"--{name} must be 0 or more, got {getattr(args, name)}")
+            raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if args.seed >= 2**31:
-        refuse(f"--seed must be below 2147483648, got {args.seed}")
+        raise ValueError(f"--seed must be below 2147483648, got {args.seed}")
     if args.learning_rate <= 0:
-        refuse(f"--learning_rate must be above 0, got {args.learning_rate}")
+        raise ValueError(f"--learning_rate must be above 0, got {args.learning_rate}")
     if not 0 < args.held_out < 1:
-        refuse(f"--held_out must lie between 0 and 1, got {args.held_out}")
+        raise ValueError(f"--held_out must lie between 0 and 1, got {args.held_out}")
     if args.coder == "anchors" and args.neighbours > args.num_bases:
-        refuse(f"--neighbours {args.neighbours} cannot exceed --num_bases {args.num_bases}")
+        raise ValueError(f"--neighbours {args.neighbours} cannot exceed --num_bases {args.num_bases}")
     if args.coder == "anchors" and args.resume_from_checkpoint:
-        refuse("--resume_from_checkpoint is for --coder predictor: anchors are fitted in one go")
+        raise ValueError("--resume_from_checkpoint is for --coder predictor: anchors are fitted without checkpoints")

@@ -1,6 +1,6 @@
-"""Turns a released Shell-LCC checkpoint (.pth) into a manifold file, and calibrates it on latents of yours.
+"""Converts a released Shell-LCC checkpoint (.pth) to a manifold file, and calibrates it on latents of real clips.
 
-The checkpoint is read as data only: {"model": state dict, "config": {...}}, with or without "module." before the names.
+The checkpoint is loaded with weights_only: {"model": state dict, "config": {...}}, where names may begin with "module.".
 Without --calibrate the file has no quantiles: the radius is then the nominal 1 and there is no band.
 """
 
@@ -19,17 +19,19 @@ from ..kernels.shell_lcc.calibration import calibrate
 from ..kernels.shell_lcc.manifold import ShellManifold, save
 from ..kernels.shell_lcc.predictor import Predictor
 from ..running.device import pick_device
-from ..running.output import provenance, require_output, table
-from .arguments import add_latents, clips_for, metrics_rows, read_clips, resolution
+from ..running.output import format_table, provenance, require_output
+from .arguments import add_latents
+from .data import iterate_clips, list_clips_for, resolution
+from .metrics_table import metrics_rows
 
 PREFIXES = ("module.", "_orig_mod.")
-# Written by BatchNorm, read by nobody.
+# Written by BatchNorm and not used.
 OPTIONAL = {"predictor.1.num_batches_tracked"}
 SIZES = ("embedding_dim", "num_bases", "hidden_dim")
 
 
 class ImportRefused(ValueError):
-    """The file is no checkpoint that this command can take; the message says why."""
+    """The file is not a checkpoint that this command can import; the message names it and the reason."""
 
 
 def add_arguments(parser) -> None:
@@ -55,14 +57,14 @@ def run(args) -> int:
     rows = [*((k.replace("_", " "), v) for k, v in coder.config().items()), *metrics_rows(manifold.metrics)]
     if manifold.calibration is None:
         rows.append(("note", "not calibrated: no radius, no band; import again with --calibrate LATENTS"))
-    print(table(rows, f"wrote {output}"))
+    print(format_table(rows, f"wrote {output}"))
     return 0
 
 
 def read_reference(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(state dict in Predictor's names and shapes, fp32; the checkpoint's own config, its plain values only).
+    """(state dict with Predictor's names and shapes, fp32; the plain values of the checkpoint's config).
 
-    Raises FileNotFoundError, or ImportRefused naming the entry that is missing, unknown or of a wrong shape.
+    Raises FileNotFoundError, or ImportRefused naming the entry that is missing, unexpected or of a wrong shape.
     """
     loaded = _load(path)
     if not isinstance(loaded, Mapping):
@@ -70,7 +72,7 @@ def read_reference(path: Path) -> tuple[dict[str, Tensor], dict]:
     model = loaded.get("model", loaded)
     config = loaded.get("config") or {}
     if not isinstance(model, Mapping) or not isinstance(config, Mapping):
-        raise ImportRefused(f"{path}: its 'model' or 'config' is no dictionary; expected a released Shell-LCC checkpoint")
+        raise ImportRefused(f"{path}: its 'model' or 'config' is not a dictionary; expected a released Shell-LCC checkpoint")
     state = {_plain_name(k): v for k, v in model.items()}
     _require_keys(path, state)
     state = _require_shapes(path, state)
@@ -82,13 +84,13 @@ def _load(path: Path):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
     if path.suffix == ".safetensors":
-        raise ImportRefused(f"{path}: is a safetensors file already; `info` tells what is in it")
+        raise ImportRefused(f"{path}: is already a safetensors file; `info` prints what it holds")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch.load's errors are of many unrelated types
+    except Exception as e:  # torch.load raises many unrelated types
         if "weights_only" in str(e) or "Weights only" in str(e):
             raise ImportRefused(
-                f"{path}: holds Python objects besides tensors and plain values, which could run code; it was not executed. "
+                f"{path}: holds objects other than tensors and plain values, which could run code; it was not executed. "
                 "Ask its author for a checkpoint of tensors only"
             ) from e
         raise ImportRefused(f"{path}: {describe_foreign(path)}, damaged or not a checkpoint ({type(e).__name__})") from e
@@ -112,8 +114,8 @@ def _require_keys(path: Path, state: dict) -> None:
     names = set(_expected(1, 1, 1))
     missing, unknown = sorted(names - OPTIONAL - set(state)), sorted(set(state) - names)
     if missing or unknown:
-        parts = [f"{what} {', '.join(found)}" for what, found in (("missing", missing), ("unknown", unknown)) if found]
-        raise ImportRefused(f"{path}: not a Shell-LCC checkpoint's entries: {'; '.join(parts)}")
+        parts = [f"{what} {', '.join(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
+        raise ImportRefused(f"{path}: not a Shell-LCC checkpoint: {'; '.join(parts)}")
 
 
 def _require_shapes(path: Path, state: dict) -> dict[str, Tensor]:
@@ -150,13 +152,13 @@ def _require_config(path: Path, state: dict[str, Tensor], config: Mapping) -> No
 
 
 def _calibrate(manifold: ShellManifold, output: Path, args: argparse.Namespace) -> dict:
-    """Measures on args.latents, a clip at a time and twice over; returns facts for the file."""
-    refs = clips_for(manifold, output, args)
+    """Calibrates on args.latents and measures the figures, reading each clip twice; returns facts for the file."""
+    refs = list_clips_for(manifold, output, args)
     cap = max(1, args.max_held_out_tokens // len(refs))
     resolutions: set[str] = set()
 
     def clips():
-        for clip_id, z in read_clips(refs, args):
+        for clip_id, z in iterate_clips(refs, args):
             resolutions.add(resolution(z, manifold.space))
             yield clip_id, evaluation.draw_frames(z, cap)
 

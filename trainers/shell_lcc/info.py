@@ -1,10 +1,10 @@
-"""Prints what a manifold file says of itself: sizes, calibration, figures and where it comes from."""
+"""Prints what a manifold file holds: sizes, calibration, held-out figures and provenance."""
 
 from pathlib import Path
 
 from ..kernels.shell_lcc.manifold import ShellManifold, load
-from ..running.output import table
-from .arguments import metrics_rows
+from ..running.output import format_table
+from .metrics_table import metrics_rows
 
 
 def add_arguments(parser) -> None:
@@ -18,11 +18,11 @@ def run(args) -> int:
 
 
 def describe(manifold: ShellManifold, path: Path) -> str:
-    """The text of `info`, a block of aligned rows for each part."""
+    """The output of `info`: a table for each part of the file."""
     space = manifold.space
     values = sum(t.numel() for t in manifold.coder.state_dict().values())
     blocks = [
-        table(
+        format_table(
             [
                 ("file", f"{path.name}, {path.stat().st_size / 1e6:.2f} MB"),
                 ("latent space", f"{space.id}: {space.channels} channels, 1 / {space.spatial_stride} of the pixels"),
@@ -37,15 +37,15 @@ def describe(manifold: ShellManifold, path: Path) -> str:
     else:
         low, high = manifold.band
         blocks.append(
-            table([("radius", manifold.radius), ("band (5-95 %)", f"{low:.4f} to {high:.4f}")], "Calibration")
+            format_table([("radius", manifold.radius), ("band (5-95 %)", f"{low:.4f} to {high:.4f}")], "Calibration")
         )
     if manifold.metrics:
         fit = manifold.metrics.get("fit", {})
         rows = metrics_rows(manifold.metrics) + [(f"fit: {k.replace('_', ' ')}", v) for k, v in fit.items()]
-        blocks.append(table(rows, "Held-out figures"))
+        blocks.append(format_table(rows, "Held-out figures"))
     if manifold.provenance:
         rows = [(k.replace("_", " "), _short(v)) for k, v in manifold.provenance.items() if v != []]
-        blocks.append(table(rows, "Provenance"))
+        blocks.append(format_table(rows, "Provenance"))
     return "\n\n".join(blocks)
 
 

@@ -1,8 +1,8 @@
-"""The two-stage fit of the predictor coder: plain, or on several processes under `accelerate launch`.
+"""Two-stage training of the predictor coder of Shell-LCC (arXiv 2606.30248), on one process or by `accelerate launch`.
 
-Several processes: each takes train_batch_size tokens of every batch and DistributedDataParallel averages the gradients.
-BatchNorm normalises by each process' own share, as in the paper's runs; its running statistics are those of the first
-process, which broadcasts them before every step and writes the file. The usage term sees each process' share as well.
+With several processes each takes train_batch_size tokens of every batch, and DistributedDataParallel averages the
+gradients. BatchNorm normalises by each process's own share, as in the paper's runs; its running statistics are those of
+the first process, which broadcasts them before every step and writes the file. The usage term is of each share, too.
 """
 
 import copy
@@ -18,14 +18,19 @@ from torch import Tensor
 from ..kernels.shell_lcc import fit_predictor
 from ..kernels.shell_lcc.predictor import Predictor
 from ..running import checkpoint
-from ..running.loop import BAD_IN_A_ROW, Checkpoints, DivergedError, signals
+from ..running.checkpoint import TrainingState
+from ..running.loop import MAX_NONFINITE_STEPS, CheckpointOptions, DivergedError, deferred_signals
 
 STAGES = ("lcc", "shell")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the outcome of a fit, together with the tokens; batch: tokens a process and micro-step."""
+class FitSettings:
+    """All that determines the result of a fit, together with the tokens. batch: tokens per process and micro-step;
+    processes: their number; accumulation: micro-steps per step; precision: "no", "bf16" or "fp16".
+
+    A checkpoint can only be resumed with equal settings.
+    """
 
     num_bases: int
     hidden_dim: int
@@ -50,9 +55,9 @@ class Settings:
 
 
 class Objective(torch.nn.Module):
-    """One stage's loss as a module, so that DistributedDataParallel and autocast see one forward call."""
+    """The loss of one stage as a module, so that DistributedDataParallel and autocast wrap one forward call."""
 
-    def __init__(self, coder: Predictor, stage: str, settings: Settings):
+    def __init__(self, coder: Predictor, stage: str, settings: FitSettings):
         super().__init__()
         self.coder, self.stage, self.settings = coder, stage, settings
 
@@ -72,9 +77,9 @@ class Objective(torch.nn.Module):
 
 
 class Batches:
-    """Row numbers of every process' share of a batch: a permutation of the tokens per epoch, from (seed, stage, step)."""
+    """Indices of a process's share of each batch: a permutation of the tokens per epoch, drawn from (seed, stage, epoch)."""
 
-    def __init__(self, count: int, settings: Settings, stage: str, rank: int):
+    def __init__(self, count: int, settings: FitSettings, stage: str, rank: int):
         self.count, self.batch, self.rank = count, settings.batch, rank
         self.rows = settings.batch * settings.processes
         self.name = f"{settings.seed} {stage}"
@@ -94,30 +99,30 @@ def train(
     accelerator,
     coder: Predictor,
     tokens: Tensor,
-    settings: Settings,
-    keep: Checkpoints,
+    settings: FitSettings,
+    keep: CheckpointOptions,
     on_step: Callable[[int, str, dict], None] = lambda step, stage, losses: None,
     on_validate: Callable[[int, str, Predictor], None] = lambda step, stage, coder: None,
     validate_every: int = 0,
 ) -> dict:
     """Fits the coder in place on tokens [N, C] (fp32, CPU) and returns {steps, skipped steps, last losses}.
 
-    coder: at its start, on the CPU; only the first process' values count. on_step(steps done, stage, losses) and
-    on_validate(steps done, stage, a copy of the coder) are called on the first process between steps and may raise
-    KeyboardInterrupt, as Ctrl-C does: a checkpoint is written and KeyboardInterrupt says how to resume.
-    Raises DivergedError or CheckpointError.
+    coder: initialised, on the CPU; the first process's values are used. on_step(steps done, stage, losses) and
+    on_validate(steps done, stage, a copy of the coder) are called on the first process between steps. They may raise
+    KeyboardInterrupt, which has the effect of Ctrl-C: a checkpoint is written, and the KeyboardInterrupt raised tells how
+    to resume. Raises DivergedError or CheckpointError.
     """
-    described = asdict(settings) | {"tokens": checkpoint.digest(tokens)}
+    described = asdict(settings) | {"tokens": checkpoint.tensor_digest(tokens)}
     state = checkpoint.load(keep.resume, described) if keep.resume else None
     if state:
-        checkpoint.unpack_coder(state.tensors, coder)
+        checkpoint.unpack_model(state.tensors, coder)
     coder.to(accelerator.device)
     tokens = tokens.to(accelerator.device)
     run = _Run(accelerator, coder, tokens, settings, state)
-    with signals() as asked:
+    with deferred_signals() as received:
         try:
             while run.step < settings.steps:
-                losses = run.advance(asked)
+                losses = run.advance(received)
                 if accelerator.is_main_process:
                     on_step(run.step, run.stage, losses)
                     if validate_every and (run.step % validate_every == 0 or run.step == settings.steps):
@@ -133,40 +138,43 @@ def train(
                 raise SystemExit(130) from None
             raise KeyboardInterrupt(
                 f"saved {path} after step {run.step} of {settings.steps}; "
-                "add --resume_from_checkpoint latest to the same command to go on"
+                "add --resume_from_checkpoint latest to the same command to continue"
             ) from None
     return {"steps": run.step, "skipped_steps": run.skipped, **{f"loss_{k}": v for k, v in run.losses.items()}}
 
 
 class _Run:
-    """The state of a fit between steps."""
+    """The state of a training between steps."""
 
-    def __init__(self, accelerator, coder: Predictor, tokens: Tensor, settings: Settings, state: checkpoint.State | None):
+    def __init__(self, accelerator, coder: Predictor, tokens: Tensor, settings: FitSettings, state: TrainingState | None):
         self.accelerator, self.coder, self.tokens, self.settings = accelerator, coder, tokens, settings
         self.step = state.step if state else 0
         self.skipped = state.skipped if state else 0
         self.bad_in_a_row = 0
         self.between_steps = True
         self.losses: dict[str, float] = {}
-        self.begun = None
+        self.prepared = None
         if self.step < settings.steps:
             self._begin(state)
 
     @property
     def stage(self) -> str:
-        """The stage of the step done last; of the first one before any."""
+        """The stage of the last step; before the first step, the first stage."""
         return STAGES[self.step > self.settings.lcc_steps]
 
-    def advance(self, asked: list) -> dict[str, float]:
-        """One optimiser step; returns the losses of its last micro-batch. Raises KeyboardInterrupt when asked to."""
+    def advance(self, received: list) -> dict[str, float]:
+        """One optimiser step; returns the losses of its last micro-batch.
+
+        Raises DivergedError, or KeyboardInterrupt after a step during which a process received a signal.
+        """
         self.between_steps = True
-        if self._next_stage() != self.begun:
+        if self._next_stage() != self.prepared:
             self._begin(None)
         self.between_steps = False
-        done = self.step - (0 if self.begun == "lcc" else self.settings.lcc_steps)
+        done = self.step - (0 if self.prepared == "lcc" else self.settings.lcc_steps)
         losses, bad = self._gradients(done)
-        # The processes agree before anyone acts: a step skipped or stopped at by one alone would leave the others waiting.
-        bad, stop = self._any(bad, bool(asked))
+        # All processes must take the same branch: one that skipped or stopped alone would leave the others waiting.
+        bad, stop = self._any(bad, bool(received))
         if bad:
             self._skip()
         else:
@@ -175,43 +183,43 @@ class _Run:
         self.step += 1
         self.losses = losses
         self.between_steps = True
-        if self.bad_in_a_row >= BAD_IN_A_ROW:
+        if self.bad_in_a_row >= MAX_NONFINITE_STEPS:
             raise DivergedError(
                 f"{self.bad_in_a_row} steps in a row up to step {self.step} had a loss or gradient that is not finite "
-                f"({self.skipped} in all): lower --learning_rate, or do without --mixed_precision"
+                f"({self.skipped} in all): lower --learning_rate, or omit --mixed_precision"
             )
         if stop:
             raise KeyboardInterrupt
         return losses
 
-    def save(self, keep: Checkpoints, described: dict) -> Path:
-        """The checkpoint's path; only the first process writes it."""
+    def save(self, keep: CheckpointOptions, described: dict) -> Path:
+        """Saves a checkpoint on the first process; returns its path on all."""
         path = keep.folder / f"checkpoint-{self.step}"
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             tensors = checkpoint.pack(self.coder, self.optimiser.optimizer)
-            checkpoint.save(keep.folder, checkpoint.State(self.step, tensors, self.skipped, scaler), described, keep.limit)
+            checkpoint.save(keep.folder, TrainingState(self.step, tensors, self.skipped, scaler), described, keep.limit)
         return path
 
     def _next_stage(self) -> str:
         return STAGES[self.step >= self.settings.lcc_steps]
 
-    def _begin(self, state: checkpoint.State | None) -> None:
-        self.begun = self._next_stage()
-        (fit_predictor.prepare_lcc if self.begun == "lcc" else fit_predictor.prepare_shell)(self.coder)
+    def _begin(self, state: TrainingState | None) -> None:
+        self.prepared = self._next_stage()
+        (fit_predictor.prepare_lcc if self.prepared == "lcc" else fit_predictor.prepare_shell)(self.coder)
         self.parameters = [p for p in self.coder.parameters() if p.requires_grad]
         optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
         if state:
             checkpoint.unpack_optimiser(state.tensors, self.coder, optimiser)
-        objective = Objective(self.coder, self.begun, self.settings)
+        objective = Objective(self.coder, self.prepared, self.settings)
         objective.training = self.coder.training
         self.model, self.optimiser = self.accelerator.prepare(objective, optimiser)
         if state and state.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.batches = Batches(len(self.tokens), self.settings, self.begun, self.accelerator.process_index)
+        self.batches = Batches(len(self.tokens), self.settings, self.prepared, self.accelerator.process_index)
 
     def _gradients(self, done: int) -> tuple[dict[str, float], bool]:
-        """Accumulates a step's gradients; (losses of the last micro-batch, whether any was not finite)."""
+        """Accumulates a step's gradients; (losses of the last micro-batch, whether any loss or gradient was not finite)."""
         count = self.settings.accumulation
         norm = self.coder.predictor[1]
         self.before = {k: v.clone() for k, v in norm.named_buffers()}
@@ -229,17 +237,17 @@ class _Run:
     def _apply(self, done: int) -> None:
         self.bad_in_a_row = 0
         if self.settings.lr_scheduler == "linear":
-            length = self.settings.lcc_steps if self.begun == "lcc" else self.settings.shell_steps
+            length = self.settings.lcc_steps if self.prepared == "lcc" else self.settings.shell_steps
             for group in self.optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * (1 - done / length)
         self.optimiser.step()
 
     def _skip(self) -> None:
-        """Leaves the coder as it was: an infinite activation would stay in BatchNorm's running statistics for good."""
+        """Skips the step and restores BatchNorm's running statistics, where an infinite activation would remain."""
         self.skipped += 1
         self.bad_in_a_row += 1
         if self.accelerator.scaler:
-            # fp16's scaler looks for itself, skips, and lowers its scale.
+            # fp16's GradScaler detects this too: it skips the step and lowers its scale.
             self.optimiser.step()
         for name, value in self.before.items():
             getattr(self.coder.predictor[1], name).copy_(value)

@@ -5,23 +5,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .read import Reading, Source, read_windows
+from .read import DecodeOptions, SourceReport, decode_clips
 from .sizes import nearest_bucket
 
 # More than any video has, so that each is taken at its own rate.
 OWN_RATE = 1000.0
 
 
-def read_frames(path: Path, source: Source, count: int, size: str | None = None) -> Tensor:
+def read_frames(path: Path, source: SourceReport, count: int, size: str | None = None) -> Tensor:
     """uint8 [T, H, W, 3], T at most `count`; size: a bucket of sizes.BUCKETS, None for the clip's own. Raises VideoError.
 
     Fills source.notes.
     """
     wanted = (lambda w, h: nearest_bucket(size, w, h)) if size else (lambda w, h: (round(w), round(h)))
     # Windows of one frame: any number of frames, and none is left out to make 4n+1.
-    reading = Reading(wanted, OWN_RATE, 1, 1, count)
-    seen = Source(source.name)
-    frames = torch.cat([window.frames for window in read_windows(path, reading, seen)])
+    reading = DecodeOptions(wanted, OWN_RATE, 1, 1, count)
+    seen = SourceReport(source.name)
+    frames = torch.cat([window.frames for window in decode_clips(path, reading, seen)])
     repeats = [note for note in seen.notes if "repeat their neighbour" in note]
     for note in seen.notes:
         if note not in repeats and not note.startswith("taken at its own"):

@@ -1,10 +1,10 @@
-"""Video files -> windows of RGB frames at one frame rate and one size (PyAV).
+"""Decoding of video files (PyAV) into clips of RGB frames at one frame rate and one size.
 
-Time: the frames nearest to the instants start, start + 1/fps, ... by their timestamps. A source slower than `fps` is
-taken at its own rate instead, because repeated frames would be stillness that nobody filmed; the window says at which
-rate it was taken. Colour: by the stream's own matrix and range; where it does not say, BT.709 from 1280 columns or 577
-lines on and BT.601 below, limited range, as players do. HDR is tone-mapped (see tone_mapping). Rotation and
-non-square pixels are undone.
+Time: the frames nearest to the instants start, start + 1/fps, ... by their timestamps. A video slower than `fps` is
+sampled at its own rate instead, because repeated frames would look like a still scene; Clip.fps is the rate used.
+Colour: by the stream's own matrix and range; where they are unspecified, BT.709 from 1280 columns or 577 lines and
+BT.601 below, limited range, as players do. HDR is tone-mapped (see tone_mapping). Rotation and non-square pixels are
+corrected.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ VIDEO_SUFFIXES = (
     ".ts", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 
-# A window with a larger share of repeated frames (a slide show, a broken recording) teaches stillness and is left out.
+# A clip with a larger share of repeated frames (a slide show, a broken recording) is left out: its stillness is not real.
 MAX_REPEATED = 0.25
 
-# libav's numbers. Matrix: AVColorSpace -> swscale's table; 0 is RGB, which needs none.
+# libav's constants. Matrix: AVColorSpace -> swscale's coefficient table; 0 is RGB, which needs none.
 UNSPECIFIED = 2
 MATRICES = {0: 1, 1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 LIMITED, FULL = 1, 2
@@ -41,25 +41,25 @@ class VideoError(ValueError):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How videos are to be read.
+class DecodeOptions:
+    """How videos are decoded.
 
     size: (width, height) as displayed -> (width, height) wanted; fps: frames per second wanted; frames: length of a
-    window (4n+1); min_frames: shortest window kept; max_windows: per video, 0 for all; hdr: "tonemap" or "refuse";
-    enlarge: whether a video smaller than the wanted size is taken.
+    clip (4n+1); min_frames: shortest clip kept; max_clips: per video, 0 for all; hdr: "tonemap" or "refuse"; enlarge:
+    whether a video smaller than the wanted size is accepted.
     """
 
     size: Callable[[float, float], tuple[int, int]]
     fps: float = 16.0
     frames: int = 81
     min_frames: int = 5
-    max_windows: int = 1
+    max_clips: int = 1
     hdr: str = "tonemap"
     enlarge: bool = True
 
 
 @dataclass(frozen=True)
-class Window:
+class Clip:
     """frames: uint8 [T, 3, height, width], T = 4n+1; index: 0, 1, ... in its video; start_frame: in units of 1 / fps."""
 
     frames: Tensor
@@ -70,8 +70,8 @@ class Window:
 
 
 @dataclass
-class Source:
-    """What was seen of one file; `notes` are sentences for the report."""
+class SourceReport:
+    """Notes on one video for the report. name: used in messages; fps: frames per second that it was sampled at."""
 
     name: str
     fps: float = 0.0
@@ -82,49 +82,49 @@ class Source:
             self.notes.append(text)
 
 
-def read_windows(path: str | Path, reading: Reading, source: Source) -> Iterator[Window]:
-    """The windows of one video, in order; one window is held in memory at a time. Fills source.notes.
+def decode_clips(path: str | Path, options: DecodeOptions, report: SourceReport) -> Iterator[Clip]:
+    """The clips of one video, in order; one is held in memory at a time. Fills report.fps and report.notes.
 
-    Raises VideoError when the file is damaged or not a video, has no window, or its colour cannot be converted.
+    Raises VideoError when the file is damaged or not a video, has no usable clip, or its colours cannot be converted.
     """
-    name, images, repeated, first, found, picked, time, last = source.name, [], 0, None, 0, 0, None, None
+    name, images, repeated, first, found, picked, time, last = report.name, [], 0, None, 0, 0, None, None
     with open_video(path, name) as (container, stream):
         rate = _source_rate(stream)
-        fps = source.fps = min(reading.fps, rate) if rate else reading.fps
-        if fps < 0.99 * reading.fps:
-            source.note(f"taken at its own {fps:.3g} frames per second, below the {reading.fps:g} asked for")
-        convert = _Converter(stream, reading, source)
+        fps = report.fps = min(options.fps, rate) if rate else options.fps
+        if fps < 0.99 * options.fps:
+            report.note(f"taken at its own {fps:.3g} frames per second, below the {options.fps:g} asked for")
+        convert = _Converter(stream, options, report)
         for time, frame in resample(timed_frames(container, stream, name), fps):
             first = time if first is None else first
             repeated += frame is last
             images.append(images[-1] if frame is last and images else convert(frame))
             picked, last = picked + 1, frame
-            if len(images) == reading.frames:
-                if _is_live(repeated, images, picked, source):
+            if len(images) == options.frames:
+                if _has_few_repeats(repeated, images, picked, report):
                     start = picked - len(images)
-                    yield Window(torch.stack(images), found, start, start / fps, fps)
+                    yield Clip(torch.stack(images), found, start, start / fps, fps)
                     found += 1
                 images, repeated = [], 0
-                if reading.max_windows and found == reading.max_windows:
+                if options.max_clips and found == options.max_clips:
                     return
         length = len(images) - (len(images) - 1) % 4 if images else 0
         expected = _duration(container, stream)
         if expected and picked and time - first < 0.9 * expected - 0.5:
-            source.note(f"ends after {time - first:.1f} of {expected:.1f} s: the file seems to be cut short")
-        if length >= reading.min_frames and _is_live(repeated, images, picked, source):
+            report.note(f"ends after {time - first:.1f} of {expected:.1f} s: the file seems to be cut short")
+        if length >= options.min_frames and _has_few_repeats(repeated, images, picked, report):
             start = picked - len(images)
-            yield Window(torch.stack(images[:length]), found, start, start / fps, fps)
+            yield Clip(torch.stack(images[:length]), found, start, start / fps, fps)
             found += 1
     if not found:
-        if picked >= reading.min_frames:
-            raise VideoError(f"{name}: no usable window ({'; '.join(source.notes)})")
+        if picked >= options.min_frames:
+            raise VideoError(f"{name}: no usable clip ({'; '.join(report.notes)})")
         count = f"{picked} frame{'' if picked == 1 else 's'}"
-        raise VideoError(f"{name}: {count} at {fps:.3g} frames per second, at least {reading.min_frames} needed")
+        raise VideoError(f"{name}: {count} at {fps:.3g} frames per second, at least {options.min_frames} needed")
 
 
 @contextmanager
 def open_video(path: str | Path, name: str):
-    """(container, video stream) of a file. Raises VideoError; libav's errors inside the block become VideoErrors too."""
+    """Context manager: (container, video stream) of a file. Raises VideoError, also for libav's errors in the block."""
     try:
         import av
     except ImportError as e:
@@ -143,7 +143,7 @@ def open_video(path: str | Path, name: str):
 
 
 def timed_frames(container, stream, name: str) -> Iterator[tuple[float, object]]:
-    """(time in s, frame) of each decoded frame, times strictly rising. Raises VideoError at a frame marked as damaged."""
+    """(time in s, frame) of each decoded frame, times strictly increasing. Raises VideoError at a corrupt frame."""
     rate, previous = float(stream.average_rate or stream.guessed_rate or 25), None
     for index, frame in enumerate(container.decode(stream)):
         time = index / rate if frame.pts is None else float(frame.pts * frame.time_base)
@@ -155,7 +155,7 @@ def timed_frames(container, stream, name: str) -> Iterator[tuple[float, object]]
 
 
 def resample(timed: Iterator[tuple[float, object]], fps: float) -> Iterator[tuple[float, object]]:
-    """(time, frame) of the frame nearest to each of the instants t0, t0 + 1/fps, ... as far as there are frames."""
+    """(time, frame) of the frame nearest to each of the instants t0, t0 + 1/fps, ... until the frames end."""
     count, previous, taken = 0, None, None
     for time, frame in timed:
         if previous is None:
@@ -167,7 +167,7 @@ def resample(timed: Iterator[tuple[float, object]], fps: float) -> Iterator[tupl
                 yield taken
                 count += 1
         previous = (time, frame)
-    # Containers round times, so the last instant may lie a hair behind the last frame.
+    # Containers round timestamps, so the last instant may lie just after the last frame.
     if previous is not None and taken is not previous and origin + count / fps <= previous[0] + 0.5 / fps:
         yield previous
 
@@ -175,7 +175,7 @@ def resample(timed: Iterator[tuple[float, object]], fps: float) -> Iterator[tupl
 def to_rgb(frame, name: str = "frame") -> tuple[Tensor, str]:
     """(RGB code values float32 [3, h, w] in [0, 1], transfer) of a frame; transfer: "bt709", "pq", "hlg" or "sdr".
 
-    "bt709" may be used as it is; the others have BT.2020 primaries. Raises VideoError for an unknown colour matrix.
+    "bt709" needs no conversion; the others have BT.2020 primaries. Raises VideoError for an unsupported colour matrix.
     """
     transfer = TRANSFERS.get(frame.color_trc, "sdr" if frame.color_primaries == BT2020_PRIMARIES else "bt709")
     matrix = frame.colorspace
@@ -203,22 +203,22 @@ def to_rgb(frame, name: str = "frame") -> tuple[Tensor, str]:
 
 
 class _Converter:
-    """Frames of one video -> uint8 [3, height, width] of the size chosen at its first frame."""
+    """Frames of one video -> uint8 [3, height, width], at the size that options.size gives for the first frame."""
 
-    def __init__(self, stream, reading: Reading, source: Source):
-        self.reading, self.source, self.size = reading, source, None
+    def __init__(self, stream, options: DecodeOptions, report: SourceReport):
+        self.options, self.report, self.size = options, report, None
         self.pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0
 
     def __call__(self, frame) -> Tensor:
-        name = self.source.name
+        name = self.report.name
         turns = round(frame.rotation / 90) % 4
         pixel_aspect = 1.0 / self.pixel_aspect if turns % 2 else self.pixel_aspect
         rgb, transfer = to_rgb(frame, name)
-        if transfer in ("pq", "hlg") and self.reading.hdr == "refuse":
+        if transfer in ("pq", "hlg") and self.options.hdr == "refuse":
             raise VideoError(f"{name}: HDR video ({transfer.upper()}), refused by --hdr refuse; --hdr tonemap converts it")
         if transfer != "bt709":
             rgb = tone_mapping.to_bt709(rgb, transfer)
-            self.source.note(
+            self.report.note(
                 "BT.2020 colours mapped to BT.709" if transfer == "sdr" else f"HDR ({transfer.upper()}) tone-mapped"
             )
         if turns:
@@ -226,27 +226,27 @@ class _Converter:
         if self.size is None:
             self.size = self._choose(rgb.shape[2] * pixel_aspect, rgb.shape[1])
             if frame.interlaced_frame:
-                self.source.note("interlaced, taken as it is: deinterlace it first to keep combing out of the latents")
+                self.report.note("interlaced, taken as it is: deinterlace it first to keep combing out of the latents")
         return (cover_crop(rgb, *self.size, pixel_aspect) * 255.0).round().to(torch.uint8)
 
     def _choose(self, width: float, height: float) -> tuple[int, int]:
-        size = self.reading.size(width, height)
+        size = self.options.size(width, height)
         scale = cover_scale((width, height), size)
         if scale > 1.01:
             shown = f"{width:.0f}x{height:.0f}"
-            if not self.reading.enlarge:
-                raise VideoError(f"{self.source.name}: {shown} is smaller than {size[0]}x{size[1]}, refused by --no_upscale")
-            self.source.note(f"enlarged {scale:.2f} times from {shown}: it has less detail than its size")
+            if not self.options.enlarge:
+                raise VideoError(f"{self.report.name}: {shown} is smaller than {size[0]}x{size[1]}, refused by --no_upscale")
+            self.report.note(f"enlarged {scale:.2f} times from {shown}: it has less detail than its size")
         return size
 
 
-def _is_live(repeated: int, images: list, picked: int, source: Source) -> bool:
+def _has_few_repeats(repeated: int, images: list, picked: int, report: SourceReport) -> bool:
     if not repeated:
         return True
-    start = (picked - len(images)) / source.fps
+    start = (picked - len(images)) / report.fps
     keep = repeated <= MAX_REPEATED * len(images)
     fate = "" if keep else ": left out"
-    source.note(f"{repeated} of {len(images)} frames from {start:.1f} s on repeat their neighbour{fate}")
+    report.note(f"{repeated} of {len(images)} frames from {start:.1f} s on repeat their neighbour{fate}")
     return keep
 
 

@@ -1,4 +1,4 @@
-"""Which size a clip is encoded at, and how a frame gets there: cover, then centre-crop."""
+"""Aspect-ratio buckets for clip sizes, and resizing of frames to them: scale to cover, then centre-crop."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# (width, height): landscape 16:9, portrait 9:16, square, 4:3, 3:4 of nearly one area; 480p and 720p are Wan's own.
+# (width, height): 16:9, 9:16, 1:1, 4:3 and 3:4 of nearly the same area; 480p and 720p are the sizes that Wan is trained on.
 BUCKETS: dict[str, tuple[tuple[int, int], ...]] = {
     "144p": ((256, 144), (144, 256), (192, 192), (208, 160), (160, 208)),
     "272p": ((480, 272), (272, 480), (352, 352), (416, 320), (320, 416)),
@@ -18,7 +18,7 @@ MULTIPLE = 16
 
 
 def nearest_bucket(size: str, width: float, height: float) -> tuple[int, int]:
-    """(width, height) of the bucket of `size` whose aspect ratio is nearest, on a logarithmic scale, to width / height."""
+    """(width, height) of the bucket of BUCKETS[size] whose aspect ratio is nearest to width / height, on a log scale."""
     aspect = math.log(width / height)
     return min(BUCKETS[size], key=lambda wh: abs(math.log(wh[0] / wh[1]) - aspect))
 
@@ -30,7 +30,7 @@ def nearest_lengths(frames: int) -> tuple[int, int]:
 
 
 def cover_scale(source: tuple[float, float], target: tuple[int, int]) -> float:
-    """The factor at which a source of (width, height) just covers the target's (width, height); above 1 it enlarges."""
+    """The smallest factor at which source (width, height) covers target (width, height); above 1 it enlarges."""
     return max(target[0] / source[0], target[1] / source[1])
 
 

@@ -1,9 +1,9 @@
-"""HDR video (BT.2100 PQ and HLG) to BT.709: pure functions on RGB tensors.
+"""Tone mapping of HDR video (BT.2100 PQ and HLG) to BT.709: pure functions on RGB tensors.
 
 The chain is display-referred: code values -> light in nits (EOTF) -> one scale per pixel that brings its brightest
-component under the SDR white (the EETF of ITU-R BT.2390, a Hermite knee in PQ space; hues stay) -> BT.709 primaries ->
-code values by the inverse of BT.1886 (gamma 2.4). SDR white stands for 203 nits, the HDR reference white of BT.2408, so
-a picture whose highlights stay below the knee keeps its brightness.
+component below SDR white (EETF of ITU-R BT.2390, a Hermite knee in PQ space; hue is kept) -> BT.709 primaries ->
+code values by the inverse of BT.1886 (gamma 2.4). SDR white is 203 nits, the HDR reference white of BT.2408, so a picture
+whose highlights are below the knee keeps its brightness.
 """
 
 import torch
@@ -32,15 +32,15 @@ def pq_to_nits(code: Tensor) -> Tensor:
 
 
 def nits_to_pq(nits: Tensor) -> Tensor:
-    """Inverse of pq_to_nits."""
+    """Inverse of pq_to_nits: 0 to 10000 nits -> code values in [0, 1]."""
     y = (nits.clamp(min=0.0) / 10000.0) ** PQ_M1
     return ((PQ_C1 + PQ_C2 * y) / (1.0 + PQ_C3 * y)) ** PQ_M2
 
 
 def hlg_to_nits(code: Tensor, peak: float = PEAK) -> Tensor:
-    """ARIB STD-B67 to light on a display of `peak` nits (BT.2100 inverse OETF and OOTF, gamma 1.2 at 1000 nits).
+    """ARIB STD-B67 code values to light on a display of `peak` nits (BT.2100 inverse OETF and OOTF).
 
-    code [3, ...] in [0, 1], BT.2020 primaries.
+    code: [3, ...] in [0, 1], BT.2020 primaries. The OOTF's gamma is 1.2 at 1000 nits. Returns nits [3, ...].
     """
     e = code.clamp(0.0, 1.0)
     scene = torch.where(e <= 0.5, e.square() / 3.0, (((e - HLG_C) / HLG_A).exp() + HLG_B) / 12.0)
@@ -50,7 +50,7 @@ def hlg_to_nits(code: Tensor, peak: float = PEAK) -> Tensor:
 
 
 def compress(nits: Tensor, peak: float = PEAK, white: float = REFERENCE_WHITE) -> Tensor:
-    """Light [3, ...] up to `peak` nits -> up to `white` nits: ITU-R BT.2390 EETF of the brightest component."""
+    """ITU-R BT.2390 EETF of the brightest component: light [3, ...] up to `peak` nits -> up to `white` nits."""
     top = nits.amax(dim=0).clamp(1e-6, peak)
     source, target = (float(nits_to_pq(torch.tensor(v, dtype=torch.float64))) for v in (peak, white))
     limit = target / source
@@ -69,14 +69,14 @@ def compress(nits: Tensor, peak: float = PEAK, white: float = REFERENCE_WHITE) -
 
 
 def bt2020_to_bt709(light: Tensor) -> Tensor:
-    """Linear light [3, ...], BT.2020 -> BT.709 primaries; what lies outside the smaller gamut is clipped at zero."""
+    """Linear light [3, ...], BT.2020 -> BT.709 primaries; negative values (out of gamut) are clipped to zero."""
     return torch.einsum("ij,j...->i...", light.new_tensor(BT2020_TO_BT709), light).clamp(min=0.0)
 
 
 def to_bt709(code: Tensor, transfer: str, peak: float = PEAK) -> Tensor:
     """RGB code values [3, ...] in [0, 1] with BT.2020 primaries -> BT.709 code values in [0, 1].
 
-    transfer: "pq", "hlg", or "sdr" for wide-gamut video without high dynamic range; peak: the source's in nits.
+    transfer: "pq", "hlg", or "sdr" for wide-gamut video without high dynamic range; peak: of the source, in nits.
     """
     if transfer == "sdr":
         light = code.clamp(0.0, 1.0) ** GAMMA

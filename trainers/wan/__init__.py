@@ -1,1 +1,1 @@
-"""Wan 2.1 outside ComfyUI: transformer, VAE, text encoder, prompts and sampling, from the files that ComfyUI users have."""
+"""Wan outside ComfyUI: transformer, VAE, text encoder, prompts and sampling, from ComfyUI's files or diffusers folders."""

@@ -1,6 +1,7 @@
-"""A Wan transformer cut after a block, for its features: from ComfyUI's single file or from a diffusers folder.
+"""Wan's diffusion transformer (arXiv 2503.20314) up to a given block, for its features: from ComfyUI's single file or from a
+diffusers folder.
 
-Sizes are read off the tensors' shapes; nothing is asked of any hub. Only the blocks that are needed are read from disk.
+Sizes are read from the tensors' shapes; nothing is downloaded. Only the blocks that are needed are read from disk.
 """
 
 import json
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..kernels.files import header as formats
+from ..kernels.files.header import describe_foreign
 from ..kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
 from . import scaled_fp8
 from .dit_keys import of_text_to_video, to_diffusers, without_blocks_after
@@ -22,12 +23,12 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 
 class DitError(ValueError):
-    """A file is no Wan transformer that features can be read from; the message names it and says why."""
+    """A file is not a Wan transformer that features can be read from; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class WanDit:
-    """model: diffusers' WanTransformer3DModel with the first blocks only, frozen; backbone: what the whole one is."""
+    """model: diffusers' WanTransformer3DModel with its first blocks only, frozen; backbone: identifies the whole model."""
 
     model: torch.nn.Module
     backbone: Backbone
@@ -37,10 +38,10 @@ class WanDit:
     def features(
         self, x: Tensor, sigma: Tensor, text: Tensor, taps: Sequence[int], bias: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """What a PRISM head reads: visual tokens [B, N, width] after each block of `taps`, embedded text [B, L, width].
+        """A PRISM head's inputs: (visual tokens [B, N, width] after each block of `taps`, embedded text [B, L, width]).
 
-        x: noisy latents [B, C, T, H, W], normalised; sigma: [B] in 0..1; text: the encoder's output [B, L, text width],
-        padded with zeros to 512 as Wan has it, or folded: then with the bias that `wan_text_padding.fold` gave.
+        x: noisy latents [B, C, T, H, W], normalised; sigma: [B] in [0, 1]; text: the encoder's output [B, L, text width],
+        padded with zeros to 512 as Wan expects, or the text and `bias` that `text_padding.fold_padding` returns.
         """
         m = self.model
         use_bias(m, bias)
@@ -59,7 +60,10 @@ class WanDit:
 def load(
     path: str | Path, last_block: int | None = None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> WanDit:
-    """The transformer up to block `last_block` (None: all). Raises DitError or FileNotFoundError naming the file."""
+    """The transformer up to and including block `last_block` (None: all).
+
+    Raises DitError or FileNotFoundError naming the file.
+    """
     path = Path(path)
     if path.is_dir():
         config, state, backbone = _from_folder(path, last_block)
@@ -71,7 +75,7 @@ def load(
 
 
 def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> dict:
-    """WanTransformer3DModel's configuration, read off the shapes of an original-layout state dict. Raises DitError."""
+    """WanTransformer3DModel's configuration from the shapes of an original-layout state dict. Raises DitError."""
     try:
         width, channels, *patch = shapes["patch_embedding.weight"]
         layers = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks."))
@@ -86,7 +90,7 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
     except (KeyError, ValueError) as e:
         raise DitError(f"{source}: not a complete Wan transformer in the original layout ({type(e).__name__}: {e})") from e
     if width % 128:
-        raise DitError(f"{source}: a width of {width}, which no head size of 128 divides; give its diffusers folder")
+        raise DitError(f"{source}: width {width} is not a multiple of the head size 128; give its diffusers folder")
     if "img_emb.proj.1.weight" in shapes:
         config |= {"image_dim": shapes["img_emb.proj.1.weight"][1], "added_kv_proj_dim": width}
         if "img_emb.emb_pos" in shapes:
@@ -102,14 +106,14 @@ def _from_file(
             keys = list(f.keys())
             prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
             if prefix is None:
-                raise DitError(f"{path}: no patch_embedding.weight in it, so it is no Wan transformer")
+                raise DitError(f"{path}: has no patch_embedding.weight, so it is not a Wan transformer")
             names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
             shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
             config = read_config(shapes, path)
             last = _last(config["num_layers"], last_block, path)
             state = {n: _read(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
     except SafetensorError:
-        raise DitError(f"{path}: {formats.describe_foreign(path)}; a Wan transformer comes as .safetensors") from None
+        raise DitError(f"{path}: {describe_foreign(path)}; expected a Wan transformer as .safetensors") from None
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
     backbone = of_wan(whole)
     return config | {"num_layers": last + 1}, {to_diffusers(n): t for n, t in state.items()}, backbone
@@ -119,7 +123,7 @@ def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Te
     if (path / "transformer_2").is_dir():
         raise DitError(
             f"{path}: has two experts (Wan 2.2 A14B), and a head belongs to one: give {path / 'transformer'} for high noise "
-            f"or {path / 'transformer_2'} for low noise, and to `train` the --levels that it owns"
+            f"or {path / 'transformer_2'} for low noise, and give `train` the --levels of that expert"
         )
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     try:
@@ -142,7 +146,7 @@ def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Te
                 needed = not beyond and name in (*FINGERPRINT_TENSORS, "text_embedding.0.weight")
                 named[name] = state[key] if needed else torch.empty(f.get_slice(key).get_shape(), device="meta")
     if not state:
-        raise DitError(f"{folder}: no .safetensors in it")
+        raise DitError(f"{folder}: no .safetensors file in this folder")
     known = {k: v for k, v in config.items() if not k.startswith("_")}
     return known | {"num_layers": last + 1}, state, of_wan(named)
 
@@ -156,8 +160,8 @@ def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: P
     state = {k: v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()}
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
-        lacks = f"lacks {missing[0]}" if missing else f"has {unexpected[0]} too many"
-        raise DitError(f"{source}: {lacks}, so it is a variant of Wan that features cannot be read from yet")
+        problem = f"missing tensor {missing[0]}" if missing else f"unexpected tensor {unexpected[0]}"
+        raise DitError(f"{source}: {problem}; this variant of Wan is not supported")
     # Not part of a state dict, so still on the meta device.
     model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), config["rope_max_seq_len"])
     return model.train(False).requires_grad_(False)
@@ -165,7 +169,7 @@ def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: P
 
 def _read(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
     tensor = scaled_fp8.read(f, key, keys)
-    # Blocks at once, lest all of them lie in memory in fp32; what the fingerprint reads stays exact.
+    # Blocks are cast as they are read, so that the whole model is never held in fp32; the fingerprint's tensors stay exact.
     rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
     return tensor.to(dtype) if rounded else tensor
 

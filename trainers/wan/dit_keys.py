@@ -1,9 +1,9 @@
-"""Names of Wan transformer weights: the original layout (what ComfyUI reads) -> diffusers' WanTransformer3DModel."""
+"""Names of Wan transformer weights: the original layout (which ComfyUI reads) -> diffusers' WanTransformer3DModel."""
 
 import re
 from collections.abc import Iterable
 
-# norm2 and norm3 change places: the original numbers them in the order of its code, diffusers in the order of use.
+# norm2 and norm3 are swapped: the original numbers them in the order of its code, diffusers in the order of use.
 PARTS = (
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
     (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
@@ -41,19 +41,19 @@ PLAIN = (
 
 
 def to_diffusers(name: str) -> str:
-    """An original name as WanTransformer3DModel calls it."""
+    """The diffusers name of an original name; a name that no pattern matches is returned unchanged."""
     for pattern, new in PARTS:
         name = re.sub(pattern, new, name)
     return name
 
 
 def of_text_to_video(layers: int) -> dict[str, str]:
-    """{diffusers name: original name} of all weights of a text-to-video transformer of `layers` blocks."""
+    """{diffusers name: original name} of all weights of a text-to-video transformer with `layers` blocks."""
     names = [f"{p}.{k}" for p in PLAIN for k in ("weight", "bias")] + ["head.modulation"]
     names += [f"blocks.{i}.{part}" for i in range(layers) for part in BLOCK]
     return {to_diffusers(n): n for n in names}
 
 
 def without_blocks_after(names: Iterable[str], last: int) -> list[str]:
-    """The original names that a forward up to block `last` reads."""
+    """The original names without those of the blocks after block `last`."""
     return [n for n in names if not (n.startswith("blocks.") and int(n.split(".")[1]) > last)]

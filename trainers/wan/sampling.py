@@ -1,7 +1,7 @@
-"""Sampling with a Wan transformer outside ComfyUI, step by step as ComfyUI's stock workflow does it.
+"""Euler sampling of rectified flow with a Wan transformer outside ComfyUI, with the same steps as ComfyUI's Wan workflow.
 
-Noise of the seed from the CPU generator, the shifted "simple" schedule, classifier-free guidance on the predictions, Euler
-steps. Latents are normalised, [N, C, T, H, W].
+Noise from the CPU generator with the given seed, the shifted "simple" schedule, classifier-free guidance on the predicted
+velocity, Euler steps. Latents are normalised, [N, C, T, H, W].
 """
 
 from collections.abc import Callable, Sequence
@@ -9,27 +9,27 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .text_padding import fold, use_bias
+from .text_padding import fold_padding, use_bias
 
 Hook = Callable[[Tensor, float, int], Tensor]
 Watch = Callable[[Tensor, float, int], None]
 
 
 def sigmas(steps: int, shift: float) -> Tensor:
-    """Noise levels [steps + 1] from 1 to 0: ComfyUI's "simple" schedule of a flow model with this shift."""
+    """ComfyUI's "simple" schedule of a flow model with this shift: noise levels [steps + 1] from 1 to 0."""
     t = 1.0 - (torch.arange(steps) * (1000 / steps)).floor() / 1000
     return torch.cat([shift * t / (1 + (shift - 1) * t), torch.zeros(1)])
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """Unit noise [N, C, T, H, W], each clip's from its own seed, as ComfyUI makes it for a batch of one."""
+    """Standard normal noise [N, *shape], each clip's from its own seed, as ComfyUI draws it for a batch of one."""
     return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 class Denoiser:
-    """Velocity of a batch of texts under classifier-free guidance. dit: diffusers' WanTransformer3DModel, whole.
+    """Velocity of a batch of clips with classifier-free guidance. dit: diffusers' WanTransformer3DModel, with all blocks.
 
-    words: one text [L_i, D] a clip, without padding; negative: one for all; cfg 1 runs the conditional pass alone.
+    words: one text [L_i, D] per clip, without padding; negative: one for all clips; cfg 1 runs the conditional pass only.
     """
 
     def __init__(self, dit: torch.nn.Module, words: Sequence[Tensor], negative: Tensor | None, cfg: float):
@@ -37,11 +37,11 @@ class Denoiser:
         self.guided = cfg != 1.0
         every = [*words, *([negative] * len(words) if self.guided else [])]
         weight = dit.patch_embedding.weight
-        self.text, self.bias, _ = fold([w.to(weight.device, weight.dtype) for w in every])
+        self.text, self.bias, _ = fold_padding([w.to(weight.device, weight.dtype) for w in every])
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        """v = noise - x0 of x [N, C, T, H, W], fp32, on x's device."""
+        """The guided velocity noise - x0 of x [N, C, T, H, W] at sigma, in x's dtype and on its device."""
         weight = self.dit.patch_embedding.weight
         use_bias(self.dit, self.bias)
         both = x.repeat(2, 1, 1, 1, 1) if self.guided else x
@@ -53,18 +53,19 @@ class Denoiser:
         return unconditional + self.cfg * (conditional - unconditional)
 
     def x0(self, x: Tensor, sigma: float) -> Tensor:
-        """The model's prediction of the clean latent."""
+        """The predicted clean latent [N, C, T, H, W] of x at sigma."""
         return x - sigma * self.velocity(x, sigma)
 
 
 def euler(
-    denoiser: Denoiser, x: Tensor, path: Sequence[float], hook: Hook | None = None, watch: Watch | None = None
+    denoiser: Denoiser, x: Tensor, sigmas: Sequence[float], hook: Hook | None = None, watch: Watch | None = None
 ) -> Tensor:
-    """From x at noise level path[0] to path[-1].
+    """Euler steps from x [N, C, T, H, W] at sigmas[0] to sigmas[-1].
 
-    hook: (x0 after guidance, sigma, step from 0) -> x0 to go on with; watch: sees every step's input (x, sigma, step).
+    hook: (x0 after guidance, sigma, step from 0) -> the x0 to use instead; watch: called with each step's input (x, sigma,
+    step).
     """
-    for step, (sigma, following) in enumerate(zip(path, path[1:], strict=False)):
+    for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         if watch is not None:
             watch(x, sigma, step)
         v = denoiser.velocity(x, sigma)

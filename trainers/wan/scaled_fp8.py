@@ -1,17 +1,17 @@
-"""ComfyUI's scaled fp8 files: a matrix is kept in eight bits, beside a factor that it is to be multiplied by."""
+"""ComfyUI's scaled fp8 files: a weight is stored in 8 bits, with a scale that it must be multiplied by."""
 
 from collections.abc import Collection
 
 from torch import Tensor
 
-# What the factor is called, after the weight's own name.
+# Suffixes of the scale's name, which begins with the weight's name without ".weight".
 SCALES = (".scale_weight", ".weight_scale")
-# Entries that say how a file is stored and hold no weights of the network.
+# Entries that describe how weights are stored and are no weights themselves.
 STORAGE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 
 
 def read(file, key: str, keys: Collection[str]) -> Tensor:
-    """Tensor `key` of an open safetensors file as stored, or fp32 and multiplied where it has a factor. keys: the file's."""
+    """Tensor `key` of an open safetensors file: fp32 and scaled where it has a scale, else as stored. keys: of the file."""
     tensor = file.get_tensor(key)
     for suffix in SCALES:
         scale = key.removesuffix(".weight") + suffix

@@ -1,7 +1,7 @@
-"""Wan's text encoder, UMT5, from a transformers folder or from ComfyUI's single file with the tokenizer that it carries.
+"""UMT5 (arXiv 2304.09151), Wan's text encoder, from a transformers folder or from ComfyUI's single file with its tokenizer.
 
-Sizes are read off the tensors' shapes; nothing is asked of any hub. A text's embedding is the encoder's output for its
-tokens and the end token, without padding.
+Sizes are read from the tensors' shapes; nothing is downloaded. A text's embedding is the encoder's output for its tokens
+and the end token, without padding.
 """
 
 import json
@@ -14,25 +14,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..kernels.files import header as formats
+from ..kernels.files.header import describe_foreign
 from . import scaled_fp8
 
 PREFIXES = ("", "text_encoder.", "umt5xxl.", "transformer.")
 TABLE = "shared.weight"
-# Entries that are no weights: how a file is stored, and the tokenizer.
+# Entries that are not weights: how a file is stored, and the tokenizer.
 OTHERS = (*scaled_fp8.STORAGE, "spiece_model")
 PAD, END = 0, 1
-# Wan's own limit; longer texts lose their tail, as in its pipeline.
+# Wan's limit in tokens; longer texts are truncated, as in its pipeline.
 LENGTH = 512
 
 
 class TextEncoderError(ValueError):
-    """A file is no text encoder that prompts can be embedded with; the message names it and says why."""
+    """A file is not a text encoder that prompts can be embedded with; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Umt5:
-    """tokens: text -> ids, the end token not among them; model: transformers' UMT5EncoderModel, frozen."""
+    """tokens: text -> ids, without the end token; model: transformers' UMT5EncoderModel, frozen."""
 
     tokens: Callable[[str], list[int]]
     model: torch.nn.Module
@@ -40,7 +40,7 @@ class Umt5:
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """float32 [words, width] on the CPU; the empty text is the end token alone. Raises TextEncoderError for NaN."""
+        """float32 [tokens, width] on the CPU; the empty text is the end token only. Raises TextEncoderError for NaN or Inf."""
         ids = [*self.tokens(re.sub(r"\s+", " ", text).strip())[: LENGTH - 1], END]
         weight = next(self.model.parameters())
         rows = torch.tensor([ids], device=weight.device)
@@ -51,7 +51,7 @@ class Umt5:
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Umt5:
-    """Raises TextEncoderError or FileNotFoundError naming the file."""
+    """The encoder with its tokenizer. Raises TextEncoderError or FileNotFoundError naming the file."""
     path = Path(path)
     if path.is_dir():
         tokens, model = _from_folder(path, dtype)
@@ -65,7 +65,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
 
 
 def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> dict:
-    """UMT5Config's entries, read off the shapes of a state dict. Raises TextEncoderError."""
+    """UMT5Config's entries from the shapes of a state dict. Raises TextEncoderError."""
     try:
         bias = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
         config = {
@@ -76,10 +76,10 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
             "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
         }  # fmt: skip
     except (KeyError, ValueError) as e:
-        raise TextEncoderError(f"{source}: no complete UMT5 encoder ({type(e).__name__}: {e})") from e
+        raise TextEncoderError(f"{source}: not a complete UMT5 encoder ({type(e).__name__}: {e})") from e
     last = config["num_layers"] - 1
     if f"encoder.block.{last}.layer.0.SelfAttention.relative_attention_bias.weight" not in shapes:
-        raise TextEncoderError(f"{source}: a T5, whose layers share their positions, not the UMT5 that Wan reads")
+        raise TextEncoderError(f"{source}: a T5 encoder, whose layers share one relative position bias; expected Wan's UMT5")
     return config | {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "pad_token_id": PAD, "eos_token_id": END}
 
 
@@ -89,16 +89,16 @@ def _from_file(path: Path, dtype: torch.dtype):
             keys = list(f.keys())
             prefix = next((p for p in PREFIXES if p + TABLE in keys), None)
             if prefix is None:
-                raise TextEncoderError(f"{path}: no {TABLE} in it, so it is no UMT5 text encoder")
+                raise TextEncoderError(f"{path}: has no {TABLE}, so it is not a UMT5 text encoder")
             if "spiece_model" not in keys:
-                raise TextEncoderError(f"{path}: carries no tokenizer (spiece_model); give ComfyUI's umt5 file or a folder")
+                raise TextEncoderError(f"{path}: no tokenizer (spiece_model) in it; give ComfyUI's umt5 file or a folder")
             spiece = bytes(f.get_tensor("spiece_model").tolist())
             names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(OTHERS)]
             names = [n for n in names if n == TABLE or n.startswith("encoder.") and n != "encoder.embed_tokens.weight"]
             config = read_config({n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}, path)
             state = {n: scaled_fp8.read(f, prefix + n, keys).to(dtype) for n in names}
     except SafetensorError:
-        raise TextEncoderError(f"{path}: {formats.describe_foreign(path)}; a text encoder comes as .safetensors") from None
+        raise TextEncoderError(f"{path}: {describe_foreign(path)}; expected a text encoder as .safetensors") from None
     return _tokenizer_of(spiece, path), _build(config, state, path)
 
 
@@ -108,11 +108,11 @@ def _from_folder(path: Path, dtype: torch.dtype):
     folder = inner if inner.is_dir() else path
     words = next((p for p in (path / "tokenizer", folder.parent / "tokenizer", folder) if _has_tokenizer(p)), None)
     if words is None:
-        raise TextEncoderError(f"{path}: no tokenizer in it; expected spiece.model or tokenizer.json there or in tokenizer/")
+        raise TextEncoderError(f"{path}: no tokenizer; expected spiece.model or tokenizer.json there or in tokenizer/")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "umt5":
-            raise TextEncoderError(f"{folder}: a '{kind}', expected a umt5")
+            raise TextEncoderError(f"{folder}: model_type is '{kind}', expected 'umt5'")
         tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
         model = transformers.UMT5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
@@ -134,7 +134,7 @@ def _tokenizer_of(spiece: bytes, path: Path):
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=spiece)
     except RuntimeError as e:
-        raise TextEncoderError(f"{path}: its tokenizer is damaged ({' '.join(str(e).split())[:120]})") from e
+        raise TextEncoderError(f"{path}: its tokenizer (spiece_model) is damaged ({' '.join(str(e).split())[:120]})") from e
     return processor.encode
 
 
@@ -145,8 +145,8 @@ def _build(config: dict, state: dict[str, Tensor], source: Path):
     state["encoder.embed_tokens.weight"] = state[TABLE]
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
-        lacks = f"lacks {missing[0]}" if missing else f"has {unexpected[0]} too many"
-        raise TextEncoderError(f"{source}: {lacks}, so it is a variant of UMT5 that prompts cannot be embedded with")
+        problem = f"missing tensor {missing[0]}" if missing else f"unexpected tensor {unexpected[0]}"
+        raise TextEncoderError(f"{source}: {problem}; this variant of UMT5 is not supported")
     return model
 
 

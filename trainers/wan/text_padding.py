@@ -1,7 +1,7 @@
-"""Wan's zero padding of texts as one token: the same attention to rounding, at the cost of the words alone.
+"""Folding of Wan's zero padding into one token: the same cross-attention up to rounding, at a fraction of the cost.
 
-Wan attends to the zeros after a text, hundreds of them and all alike. One zero token with the logarithm of their number
-added to its attention logit stands for all.
+Wan attends to the zero tokens that pad a text to 512. They are identical, so softmax gives the same result for one zero
+token with the logarithm of their number added to its attention logit.
 """
 
 import math
@@ -9,13 +9,14 @@ import math
 import torch
 from torch import Tensor
 
+# Tokens that Wan pads texts to.
 LENGTH = 512
 
 
-def fold(words: list[Tensor], length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
-    """Texts [L_i, D] -> (text [B, max L + 1, D] with zeros behind, bias [B, 1, 1, max L + 1], mask bool [B, max L + 1]).
+def fold_padding(words: list[Tensor], length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts [L_i, D] -> (text [B, max L + 1, D], zero-padded; bias [B, 1, 1, max L + 1]; mask bool [B, max L + 1]).
 
-    bias is added to cross-attention logits; mask is True at words. Texts of `length` tokens or more are cut there.
+    bias: to be added to cross-attention logits; mask: True at words. Texts longer than `length` tokens are truncated.
     """
     words = [w[:length] for w in words]
     longest = max(len(w) for w in words)
@@ -31,7 +32,7 @@ def fold(words: list[Tensor], length: int = LENGTH) -> tuple[Tensor, Tensor, Ten
 
 
 def use_bias(dit: torch.nn.Module, bias: Tensor | None) -> None:
-    """From now on `dit`, diffusers' WanTransformer3DModel, adds `bias` to its cross-attention logits; None: nothing."""
+    """Makes `dit`, a diffusers WanTransformer3DModel, add `bias` to its cross-attention logits; None restores the default."""
     from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
     class FoldedPadding(WanAttnProcessor):

@@ -1,4 +1,4 @@
-"""Wan VAEs, from the single file ComfyUI users have or from a diffusers folder; nothing is asked of any hub."""
+"""Wan's VAEs (2.1 and 2.2), from ComfyUI's single file or from a diffusers folder; nothing is downloaded."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..kernels import latent_space
-from ..kernels.files import header as formats
+from ..kernels.files.header import describe_foreign
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..running.identity import file_digest
 from .vae_keys import to_diffusers
@@ -21,7 +21,7 @@ PREFIXES = ("", "model.", "vae.", "first_stage_model.")
 
 
 class VaeError(ValueError):
-    """A file is not a VAE that videos can be encoded with; the message names the file and what it seems to be."""
+    """A file is not a VAE that videos can be encoded with, or encoding failed; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class WanVae:
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 [T, 3, H, W] -> normalised latents float32 [C, 1 + (T - 1) / 4, H / stride, W / stride] on the CPU.
 
-        The mean of the posterior, not a sample. T must be 4n+1. Memory grows with H x W, hardly with T: the encoder
-        works causally, four frames at a time. Raises VaeError when the latents are not finite.
+        The mean of the posterior, not a sample. T must be 4n+1. Memory grows with H x W, hardly with T: the encoder is
+        causal and takes four frames at a time. Raises VaeError for another T or when the latents are not finite.
         """
         if frames.shape[0] % 4 != 1:
             raise VaeError(f"{frames.shape[0]} frames: a Wan VAE takes 4n+1")
@@ -70,7 +70,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
 
 
 def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> dict:
-    """AutoencoderKLWan's configuration, read off the shapes of an original-layout state dict. Raises VaeError."""
+    """AutoencoderKLWan's configuration from the shapes of an original-layout state dict. Raises VaeError."""
     nested = "encoder.downsamples.0.downsamples.0.residual.2.weight" in shapes
     try:
         base, in_channels = shapes["encoder.conv1.weight"][:2]
@@ -108,14 +108,14 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
 
 
 def channels_last(model: torch.nn.Module) -> None:
-    """Lays out 3-D convolution weights with the channels last: the same results to rounding, a third faster on CPUs."""
+    """Stores 3-D convolution weights channels-last: the same results up to rounding, a third faster on CPUs."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
 
 
 def describe(names) -> str:
-    """A few words on what a state dict with these names seems to be, when it is not a Wan VAE in the original layout."""
+    """For error messages: what a state dict with these names seems to be, if not a Wan VAE in the original layout."""
     names = set(names)
     if any(re.search(r"(^|\.)(blocks|double_blocks|transformer_blocks|single_transformer_blocks)\.0\.", n) for n in names):
         return "a diffusion model (DiT), not a VAE"
@@ -144,21 +144,21 @@ def _from_file(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, LatentS
             config = read_config(shapes, path)
             state = _renamed({n: f.get_tensor(prefix + n) for n in shapes}, config["num_res_blocks"], path)
     except SafetensorError as e:
-        found = formats.describe_foreign(path)
+        found = describe_foreign(path)
         raise VaeError(f"{path}: {found} ({e}); expected a Wan VAE as a complete .safetensors file") from e
     with torch.device("meta"):
         model = _autoencoder().from_config(config)
     try:
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     except RuntimeError as e:
-        raise VaeError(f"{path}: its tensors do not fit together as a Wan VAE ({' '.join(str(e).split())[:300]})") from e
+        raise VaeError(f"{path}: its tensors do not form a Wan VAE ({' '.join(str(e).split())[:300]})") from e
     return model, SPACES[config["z_dim"]]
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, LatentSpace, Path]:
     folder = next((p for p in (path, path / "vae") if (p / "config.json").is_file()), None)
     if folder is None:
-        raise VaeError(f"{path}: neither config.json nor vae/config.json in this folder, so it is not a diffusers VAE")
+        raise VaeError(f"{path}: no config.json or vae/config.json in this folder, so it is not a diffusers VAE")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config.get("_class_name")
@@ -171,7 +171,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Laten
         raise VaeError(f"{folder}: no .safetensors file with the VAE's weights in this folder")
     space = latent_space.from_diffusers(config)
     if config.get("z_dim", 16) != space.channels:
-        raise LatentSpaceError(f"{folder}: z_dim {config.get('z_dim')} and {space.channels} means in its config.json disagree")
+        raise LatentSpaceError(f"{folder}: z_dim {config.get('z_dim')} and {space.channels} means in config.json do not match")
     try:
         model = _autoencoder().from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as e:

@@ -1,7 +1,7 @@
-"""Names of Wan VAE weights: the original layout (what ComfyUI reads) <-> diffusers' AutoencoderKLWan.
+"""Names of Wan VAE weights: the original layout (which ComfyUI reads) <-> diffusers' AutoencoderKLWan.
 
-Original, Wan 2.1: encoder.downsamples.N counts residual blocks and resamplers alike. Wan 2.2 nests them once more,
-encoder.downsamples.STAGE.downsamples.N, and the decoder's stages have one residual block more than the encoder's.
+Original, Wan 2.1: encoder.downsamples.N numbers residual blocks and resamplers together. Wan 2.2 nests them by stage,
+encoder.downsamples.STAGE.downsamples.N. The decoder's stages have one residual block more than the encoder's.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ KINDS = ("weight", "bias", "gamma")
 
 
 def to_diffusers(name: str, res_blocks: int = 2) -> str:
-    """An original name as AutoencoderKLWan calls it. Raises KeyError when it is none.
+    """The diffusers name of an original name. Raises KeyError for a name that is not a Wan VAE's.
 
     res_blocks: residual blocks per encoder stage.
     """
@@ -55,7 +55,7 @@ def to_diffusers(name: str, res_blocks: int = 2) -> str:
 
 
 def to_original(names: Iterable[str], res_blocks: int = 2, stages: int = 4) -> dict[str, str]:
-    """{diffusers name: original name} of Wan 2.1 layout, for `names` of an AutoencoderKLWan. Raises KeyError."""
+    """{diffusers name: original name in Wan 2.1's layout} for `names` of an AutoencoderKLWan. Raises KeyError."""
     candidates = [f"{head}.{kind}" for head in HEADS for kind in KINDS]
     per_block = [f"{part}.{kind}" for part in (*BLOCK, "resample.1", *SAME[1:]) for kind in KINDS]
     for side, group, length in (("encoder", "downsamples", res_blocks + 1), ("decoder", "upsamples", res_blocks + 2)):
