@@ -16,6 +16,7 @@ from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
 from trainers.latents import shards
 from trainers.latents.read import list_clips, read_clip
+from trainers.running.device import pick_device
 from trainers.video.read import DecodeOptions, SourceReport, decode_clips
 from trainers.video.sizes import nearest_bucket
 from trainers.wan import vae as wan_vae
@@ -381,6 +382,18 @@ def test_missing_inputs_and_devices_are_one_sentence(videos, vae_file, tmp_path,
     ):
         assert run(source, vae_file, tmp_path / "out", *options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_auto_takes_the_first_accelerator_of_those_given(monkeypatch):
+    """encode does not pick mps; the other commands do."""
+    for backend in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto", accelerators=("cuda", "xpu")) == torch.device("cpu")
+    assert pick_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("auto", accelerators=("cuda", "xpu")) == torch.device("cuda")
+    assert pick_device("cpu", accelerators=()) == torch.device("cpu")
 
 
 def test_command_line_from_the_repository_root(videos, vae_file, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.sheets import sheet_clips
 from trainers.kernels.files import header as formats
@@ -185,6 +186,14 @@ def test_predictor_is_the_same_from_the_same_seed(few, tmp_path, unbroken):
 
 def test_checkpoints_are_rotated(unbroken):
     assert checkpoints(unbroken.with_suffix(".checkpoints")) == ["checkpoint-18", "checkpoint-20"]
+
+
+def test_checkpoints_keep_their_tensor_names(unbroken):
+    """Names in the file are its format: a renamed prefix would make earlier checkpoints unreadable."""
+    state = load_file(unbroken.with_suffix(".checkpoints") / "checkpoint-20" / "state.safetensors")
+    trained = [f"surface_head.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")]
+    moments = {f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in trained}
+    assert state.keys() == {f"coder.{name}" for name in Predictor(16, 32, 16).state_dict()} | moments
 
 
 @pytest.mark.parametrize("at", [5, 12, 15, 20])

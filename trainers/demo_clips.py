@@ -1,4 +1,4 @@
-"""Runs benchmarks.demo.clips, which a checkout has and a release lacks."""
+"""Runs benchmarks.demo.clips, which is in a checkout of the repository but not in a release."""
 
 import sys
 
@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError as missing:
     if not (missing.name or "").startswith("benchmarks"):
         raise
-    sys.exit("the demo is in the folder benchmarks, which only a checkout has: run it from the checkout's root")
+    sys.exit("the demo needs the folder benchmarks, which releases do not contain: run it from the root of a checkout")
 
 if __name__ == "__main__":
     main()

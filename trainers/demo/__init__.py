@@ -1,1 +1,1 @@
-"""The pack's methods from end to end on a CPU; the code is in benchmarks/demo, which a checkout has and a release lacks."""
+"""Runs the methods from end to end on a CPU. The code is in benchmarks/demo, which releases do not contain."""

@@ -6,6 +6,9 @@ from ..kernels.shell_lcc.manifold import ShellManifold, load
 from ..running.output import format_table
 from .metrics_table import metrics_rows
 
+# Entries of a list that are printed.
+SHOWN = 8
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("manifold", metavar="FILE", help="a manifold made by `fit` or `import`")
@@ -49,8 +52,8 @@ def describe(manifold: ShellManifold, path: Path) -> str:
     return "\n\n".join(blocks)
 
 
-def _short(value: object, limit: int = 8) -> object:
+def _short(value: object) -> object:
     if isinstance(value, list):
-        shown = ", ".join(map(str, value[:limit]))
-        return shown + (f" and {len(value) - limit} more" if len(value) > limit else "")
+        shown = ", ".join(map(str, value[:SHOWN]))
+        return shown + (f" and {len(value) - SHOWN} more" if len(value) > SHOWN else "")
     return value

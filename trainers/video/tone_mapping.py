@@ -9,13 +9,14 @@ whose highlights are below the knee keeps its brightness.
 import torch
 from torch import Tensor
 
-REFERENCE_WHITE = 203.0
-PEAK = 1000.0
+# In nits; PEAK is the brightest light that HDR videos are assumed to be graded for.
+REFERENCE_WHITE, PEAK = 203.0, 1000.0
 GAMMA = 2.4
 
 PQ_M1, PQ_M2 = 2610 / 16384, 2523 / 4096 * 128
 PQ_C1, PQ_C2, PQ_C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073
+HLG_GAMMA = 1.2
 
 BT2020_LUMA = (0.2627, 0.6780, 0.0593)
 BT2020_TO_BT709 = (
@@ -37,25 +38,22 @@ def nits_to_pq(nits: Tensor) -> Tensor:
     return ((PQ_C1 + PQ_C2 * y) / (1.0 + PQ_C3 * y)) ** PQ_M2
 
 
-def hlg_to_nits(code: Tensor, peak: float = PEAK) -> Tensor:
-    """ARIB STD-B67 code values to light on a display of `peak` nits (BT.2100 inverse OETF and OOTF).
+def hlg_to_nits(code: Tensor) -> Tensor:
+    """ARIB STD-B67 code values to light on a display of PEAK nits (BT.2100 inverse OETF and OOTF).
 
     code: [3, ...] in [0, 1], BT.2020 primaries. The OOTF's gamma is 1.2 at 1000 nits. Returns nits [3, ...].
     """
     e = code.clamp(0.0, 1.0)
     scene = torch.where(e <= 0.5, e.square() / 3.0, (((e - HLG_C) / HLG_A).exp() + HLG_B) / 12.0)
     luma = torch.einsum("c,c...->...", scene.new_tensor(BT2020_LUMA), scene)
-    gamma = 1.2 * 1.111 ** float(torch.log2(torch.tensor(peak / 1000.0)))
-    return peak * luma.clamp(min=1e-9) ** (gamma - 1.0) * scene
+    return PEAK * luma.clamp(min=1e-9) ** (HLG_GAMMA - 1.0) * scene
 
 
-def compress(nits: Tensor, peak: float = PEAK, white: float = REFERENCE_WHITE) -> Tensor:
-    """ITU-R BT.2390 EETF of the brightest component: light [3, ...] up to `peak` nits -> up to `white` nits."""
-    top = nits.amax(dim=0).clamp(1e-6, peak)
-    source, target = (float(nits_to_pq(torch.tensor(v, dtype=torch.float64))) for v in (peak, white))
+def compress(nits: Tensor) -> Tensor:
+    """ITU-R BT.2390 EETF of the brightest component: light [3, ...] up to PEAK nits -> up to REFERENCE_WHITE nits."""
+    top = nits.amax(dim=0).clamp(1e-6, PEAK)
+    source, target = (float(nits_to_pq(torch.tensor(v, dtype=torch.float64))) for v in (PEAK, REFERENCE_WHITE))
     limit = target / source
-    if limit >= 1.0:
-        return nits.clamp(max=peak)
     knee = 1.5 * limit - 0.5
     e = nits_to_pq(top) / source
     t = ((e - knee) / (1.0 - knee)).clamp(0.0, 1.0)
@@ -73,14 +71,14 @@ def bt2020_to_bt709(light: Tensor) -> Tensor:
     return torch.einsum("ij,j...->i...", light.new_tensor(BT2020_TO_BT709), light).clamp(min=0.0)
 
 
-def to_bt709(code: Tensor, transfer: str, peak: float = PEAK) -> Tensor:
+def to_bt709(code: Tensor, transfer: str) -> Tensor:
     """RGB code values [3, ...] in [0, 1] with BT.2020 primaries -> BT.709 code values in [0, 1].
 
-    transfer: "pq", "hlg", or "sdr" for wide-gamut video without high dynamic range; peak: of the source, in nits.
+    transfer: "pq", "hlg", or "sdr" for wide-gamut video without high dynamic range.
     """
     if transfer == "sdr":
         light = code.clamp(0.0, 1.0) ** GAMMA
     else:
-        nits = pq_to_nits(code) if transfer == "pq" else hlg_to_nits(code, peak)
-        light = compress(nits, peak) / REFERENCE_WHITE
+        nits = pq_to_nits(code) if transfer == "pq" else hlg_to_nits(code)
+        light = compress(nits) / REFERENCE_WHITE
     return bt2020_to_bt709(light).clamp(max=1.0) ** (1 / GAMMA)

@@ -33,7 +33,7 @@ class Denoiser:
     """
 
     def __init__(self, dit: torch.nn.Module, words: Sequence[Tensor], negative: Tensor | None, cfg: float):
-        self.dit, self.cfg, self.count = dit, cfg, len(words)
+        self.dit, self.cfg = dit, cfg
         self.guided = cfg != 1.0
         every = [*words, *([negative] * len(words) if self.guided else [])]
         weight = dit.patch_embedding.weight

@@ -13,20 +13,20 @@ from torch import Tensor
 LENGTH = 512
 
 
-def fold_padding(words: list[Tensor], length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+def fold_padding(words: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Texts [L_i, D] -> (text [B, max L + 1, D], zero-padded; bias [B, 1, 1, max L + 1]; mask bool [B, max L + 1]).
 
-    bias: to be added to cross-attention logits; mask: True at words. Texts longer than `length` tokens are truncated.
+    bias: to be added to cross-attention logits; mask: True at words. Texts longer than LENGTH tokens are truncated.
     """
-    words = [w[:length] for w in words]
+    words = [w[:LENGTH] for w in words]
     longest = max(len(w) for w in words)
     text = torch.zeros(len(words), longest + 1, words[0].shape[1], dtype=words[0].dtype, device=words[0].device)
     bias = torch.full((len(words), 1, 1, longest + 1), -math.inf, device=text.device)
     for i, w in enumerate(words):
         text[i, : len(w)] = w
         bias[i, ..., : len(w)] = 0.0
-        if length > len(w):
-            bias[i, ..., -1] = math.log(length - len(w))
+        if len(w) < LENGTH:
+            bias[i, ..., -1] = math.log(LENGTH - len(w))
     mask = torch.arange(longest + 1, device=text.device) < torch.tensor([[len(w)] for w in words], device=text.device)
     return text, bias, mask
 

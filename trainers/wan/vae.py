@@ -151,14 +151,14 @@ def _from_file(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, LatentS
     try:
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     except RuntimeError as e:
-        raise VaeError(f"{path}: its tensors do not form a Wan VAE ({' '.join(str(e).split())[:300]})") from e
+        raise VaeError(f"{path}: its tensors do not fit together as a Wan VAE ({' '.join(str(e).split())[:300]})") from e
     return model, SPACES[config["z_dim"]]
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, LatentSpace, Path]:
     folder = next((p for p in (path, path / "vae") if (p / "config.json").is_file()), None)
     if folder is None:
-        raise VaeError(f"{path}: no config.json or vae/config.json in this folder, so it is not a diffusers VAE")
+        raise VaeError(f"{path}: neither config.json nor vae/config.json in this folder, so it is not a diffusers VAE")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config.get("_class_name")

@@ -18,9 +18,11 @@ BLOCK = {
 }
 SAME = ("resample", "time_conv", "to_qkv", "proj", "norm")
 KINDS = ("weight", "bias", "gamma")
+# Of Wan 2.1: residual blocks per encoder stage, and stages.
+RES_BLOCKS, STAGES = 2, 4
 
 
-def to_diffusers(name: str, res_blocks: int = 2) -> str:
+def to_diffusers(name: str, res_blocks: int = RES_BLOCKS) -> str:
     """The diffusers name of an original name. Raises KeyError for a name that is not a Wan VAE's.
 
     res_blocks: residual blocks per encoder stage.
@@ -54,15 +56,15 @@ def to_diffusers(name: str, res_blocks: int = 2) -> str:
     return f"{side}.{blocks}.{stage}.{inner}.{_block(tail, name)}"
 
 
-def to_original(names: Iterable[str], res_blocks: int = 2, stages: int = 4) -> dict[str, str]:
-    """{diffusers name: original name in Wan 2.1's layout} for `names` of an AutoencoderKLWan. Raises KeyError."""
+def to_original(names: Iterable[str]) -> dict[str, str]:
+    """{diffusers name: original name} for `names` of a Wan 2.1 AutoencoderKLWan. Raises KeyError."""
     candidates = [f"{head}.{kind}" for head in HEADS for kind in KINDS]
     per_block = [f"{part}.{kind}" for part in (*BLOCK, "resample.1", *SAME[1:]) for kind in KINDS]
-    for side, group, length in (("encoder", "downsamples", res_blocks + 1), ("decoder", "upsamples", res_blocks + 2)):
+    for side, group, length in (("encoder", "downsamples", RES_BLOCKS + 1), ("decoder", "upsamples", RES_BLOCKS + 2)):
         candidates += [f"{side}.{part}.{kind}" for part in PARTS for kind in KINDS]
         candidates += [f"{side}.middle.{i}.{tail}" for i in MIDDLE for tail in per_block]
-        candidates += [f"{side}.{group}.{i}.{tail}" for i in range(stages * length - 1) for tail in per_block]
-    inverse = {to_diffusers(name, res_blocks): name for name in candidates}
+        candidates += [f"{side}.{group}.{i}.{tail}" for i in range(STAGES * length - 1) for tail in per_block]
+    inverse = {to_diffusers(name, RES_BLOCKS): name for name in candidates}
     return {name: inverse[name] for name in names}
 
 
