@@ -1,6 +1,6 @@
 """Training data of a PRISM head, a folder: latents of runs, embedded prompts, and preferences between runs.
 
-A run is one sampling of a prompt, or one real clip; its latents are stored under noise levels (sigma) and clean.
+A run is one sampling of a prompt, or one real clip; its latents are stored clean, at some noise levels (sigma), or both.
 
   latents-*.safetensors   shards of kind "latents"; a clip's entry holds "run", "prompt" and "sigma": the noise level of an
                           intermediate latent of the run, or None for a clean one, which is noised while training
@@ -142,16 +142,16 @@ def draw(
     """
     xs, sigmas = ([], []), []
     for row in rows:
-        level, stored = _sigma_for(data, row, sigma, generator, sigma_range)
-        latents = [data.state(run, level if stored else None) for run in (row.a, row.b)]
+        pair_sigma, stored = _sigma_for(data, row, sigma, generator, sigma_range)
+        latents = [data.state(run, pair_sigma if stored else None) for run in (row.a, row.b)]
         length = common_shape(row, latents[0].shape, latents[1].shape)[1]
         latents = [z[:, :length] for z in latents]
         if not stored:
             noise = torch.randn(latents[0].shape, generator=generator)
-            latents = [level * noise + (1 - level) * z for z in latents]
+            latents = [pair_sigma * noise + (1 - pair_sigma) * z for z in latents]
         for column, z in zip(xs, latents, strict=True):
             column.append(z)
-        sigmas.append(level)
+        sigmas.append(pair_sigma)
     words = [data.texts[row.prompt] for row in rows]
     return Batch(torch.stack(xs[0] + xs[1]), torch.tensor(2 * sigmas), words + words, data.outcomes(rows))
 
@@ -183,7 +183,7 @@ def clips_at_sigma(data: PreferenceData, row: Row, sigma: float) -> tuple[ClipAt
 
 
 def by_shape(data: PreferenceData, rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows grouped by `common_shape`; only headers are read. Raises PrismDataError."""
+    """The rows grouped by `common_shape`; only headers are read. Raises PrismDataError where sizes differ."""
     groups = defaultdict(list)
     for row in rows:
         groups[common_shape(row, data.shape(row.a), data.shape(row.b))].append(row)
@@ -191,7 +191,7 @@ def by_shape(data: PreferenceData, rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def common_shape(row: Row, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    """The shape [C, T, H, W] that two latents are compared at, with the smaller T. Raises PrismDataError for other sizes."""
+    """The shape [C, T, H, W] of both latents after cutting to the smaller T. Raises PrismDataError where sizes differ."""
     if (a[0], *a[2:]) != (b[0], *b[2:]):
         raise PrismDataError(f"runs '{row.a}' and '{row.b}' have latents {list(a)} and {list(b)}: encode both at one size")
     return (a[0], min(a[1], b[1]), *a[2:])

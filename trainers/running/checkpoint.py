@@ -21,7 +21,7 @@ from torch import Tensor
 FORMAT = "intrinsic_reward_checkpoint"
 NAME = re.compile(r"checkpoint-(\d+)")
 FILE = "state.safetensors"
-# Of every model's tensors, whatever the model: part of the file format.
+# Prefix of the model's tensors, for every kind of model: part of the file format.
 PREFIX = "coder."
 
 
