@@ -6,6 +6,7 @@ top: before the fixture `comfy` has run, those imports would fail or read the wr
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +16,14 @@ from .comfyui_server import ComfyUIServer
 from .tiny_wan import write_models
 
 HERE = Path(__file__).resolve().parent
+
+
+class LoadedToy(NamedTuple):
+    """MODEL, CLIP and VAE of the toy world."""
+
+    model: object
+    clip: object
+    vae: object
 
 
 def pytest_collection_modifyitems(items):
@@ -60,3 +69,42 @@ def server(comfyui_path, base_dir, models_dir):
     """A running ComfyUI server with the pack installed: a ComfyUIServer."""
     with ComfyUIServer(comfyui_path, base_dir) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def toy_files(models_dir):
+    """The toy world's files and PRISM heads, where ComfyUI looks for them."""
+    from benchmarks.toy_world import export
+
+    return export.to_comfyui(models_dir)
+
+
+@pytest.fixture(scope="session")
+def toy(comfy, toy_files):
+    """The toy world through ComfyUI's loaders: a LoadedToy."""
+    from benchmarks.toy_world import weights
+
+    (model,) = comfy.run("UNETLoader", unet_name=weights.DIT, weight_dtype="default")
+    (clip,) = comfy.run("CLIPLoader", clip_name=weights.TEXT, type="wan")
+    (vae,) = comfy.run("VAELoader", vae_name=weights.VAE)
+    return LoadedToy(model, clip, vae)
+
+
+@pytest.fixture(scope="session")
+def toy_backbone():
+    """What a PRISM head's file says about the toy world's transformer, read from its file."""
+    from safetensors.torch import load_file
+
+    from benchmarks.toy_world import weights
+    from trainers.kernels.prism.backbone import of_wan
+
+    return of_wan(load_file(weights.FOLDER / weights.DIT))
+
+
+@pytest.fixture(scope="session")
+def toy_world():
+    """The toy world's stack as the trainers run it; a test that asks for it is skipped where diffusers is missing."""
+    pytest.importorskip("diffusers")
+    from benchmarks.toy_world import pipeline
+
+    return pipeline.load()

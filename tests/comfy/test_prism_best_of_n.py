@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
+from .prism_material import make_head, node
 from .shell_lcc_material import FIT, GUIDANCE, sheet
-from .test_prism_nodes import make_head, node
 from .tiny_wan import I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
 
 STEPS = 8
