@@ -1,8 +1,13 @@
-"""The pack as ComfyUI sees it: the root loaded as a package from its file, and one thread, so that runs are repeatable."""
+"""For all tests: one thread per process, defaults for pytest-xdist, and fixtures that several modules share."""
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
+
+# Before torch is imported; processes that tests start inherit it. `pytest -n` runs one process for each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -10,9 +15,28 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With `-n` alone, every file goes to one process, so that fixtures of a module are made once.
+
+    Files start in the order of their names, which puts the two demos, the slowest, first. Not in pyproject.toml: there
+    the options would be errors for a Python without pytest-xdist, such as ComfyUI's.
+    """
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored; Python then installs no handler, which tests of Ctrl-C need."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +64,20 @@ def pack():
     sys.modules["intrinsic_reward"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def toy_world():
+    """The toy world's stack as the trainers run it, to be left unchanged. Skips the test where diffusers is missing."""
+    pytest.importorskip("diffusers")
+    from benchmarks.toy_world import pipeline
+
+    return pipeline.load()
+
+
+@pytest.fixture(scope="session")
+def toy_judge():
+    """The toy world's oracle judge."""
+    from benchmarks.toy_world import judge
+
+    return judge.load()

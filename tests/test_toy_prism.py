@@ -14,11 +14,6 @@ from trainers.wan import sampling as wan_sampling
 
 
 @pytest.fixture(scope="module")
-def world():
-    return pipeline.load()
-
-
-@pytest.fixture(scope="module")
 def scorer():
     torch.manual_seed(0)
     head = PrismHead(HeadConfig(128, dim=32, heads=2, layers=2, taps=(7,))).train(False)
@@ -123,48 +118,46 @@ def test_the_interval_of_a_ratio_holds_the_truth():
 
 
 class TestDrafts:
-    def denoiser_of(self, world):
-        return lambda n: world.denoiser(["a red ball in a wood room, fast orbit"] * n)
+    def denoiser_of(self, toy_world):
+        return lambda n: toy_world.denoiser(["a red ball in a wood room, fast orbit"] * n)
 
-    def test_a_threshold_of_zero_leaves_nothing_out(self, world):
+    def test_a_threshold_of_zero_leaves_nothing_out(self, toy_world):
         path = sigmas(6, SHIFT).tolist()
         noise = pipeline.initial_noise([1, 2])
         with torch.no_grad():
-            z, taken = easy_cache.draft(self.denoiser_of(world), noise, path, threshold=0.0)
-            plain = wan_sampling.euler(self.denoiser_of(world)(2), noise, path)
+            z, taken = easy_cache.draft(self.denoiser_of(toy_world), noise, path, threshold=0.0)
+            plain = wan_sampling.euler(self.denoiser_of(toy_world)(2), noise, path)
         assert taken.tolist() == [6, 6]
         torch.testing.assert_close(z, plain, atol=1e-4, rtol=1e-4)
 
-    def test_a_higher_one_leaves_out_more_and_changes_more(self, world):
+    def test_a_higher_one_leaves_out_more_and_changes_more(self, toy_world):
         path = sigmas(10, SHIFT).tolist()
         noise = pipeline.initial_noise([1, 2])
         with torch.no_grad():
-            plain = wan_sampling.euler(self.denoiser_of(world)(2), noise, path)
-            found = [easy_cache.draft(self.denoiser_of(world), noise, path, threshold=t) for t in (0.1, 0.4, 5.0)]
+            plain = wan_sampling.euler(self.denoiser_of(toy_world)(2), noise, path)
+            found = [easy_cache.draft(self.denoiser_of(toy_world), noise, path, threshold=t) for t in (0.1, 0.4, 5.0)]
         steps = [int(taken.sum()) for _, taken in found]
         errors = [float((z - plain).norm()) for z, _ in found]
         assert 20 > steps[0] > steps[1] > steps[2]
         assert 0 < errors[0] < errors[2]
 
-    def test_every_clip_decides_for_itself(self, world):
+    def test_every_clip_decides_for_itself(self, toy_world):
         path = sigmas(10, SHIFT).tolist()
         with torch.no_grad():
-            together = easy_cache.draft(self.denoiser_of(world), pipeline.initial_noise([1, 2]), path)
-            alone = [easy_cache.draft(self.denoiser_of(world), pipeline.initial_noise([s]), path) for s in (1, 2)]
+            together = easy_cache.draft(self.denoiser_of(toy_world), pipeline.initial_noise([1, 2]), path)
+            alone = [easy_cache.draft(self.denoiser_of(toy_world), pipeline.initial_noise([s]), path) for s in (1, 2)]
         assert together[1].tolist() == [int(a[1]) for a in alone]
         torch.testing.assert_close(together[0], torch.cat([a[0] for a in alone]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_real_search_finds_what_the_tables_say(world, scorer):
-    from benchmarks.toy_world import judge
-
+def test_a_real_search_finds_what_the_tables_say(toy_world, toy_judge, scorer):
     count = 4
-    tables = candidates.run(world, judge.load(), {"query": scorer}, prism_rows.SPLIT, 0, count)
-    caption = candidates.caption_of(world, prism_rows.SPLIT, 0)
+    tables = candidates.run(toy_world, toy_judge, {"query": scorer}, prism_rows.SPLIT, 0, count)
+    caption = candidates.caption_of(toy_world, prism_rows.SPLIT, 0)
     plan = prism_rows.plan_of(count, prism_rows.HALVING, 7)
     with torch.no_grad():
-        found = search.search(world, scorer, caption, 0, plan)
-        whole = search.full(world, scorer, caption, 0, count)
+        found = search.search(toy_world, scorer, caption, 0, plan)
+        whole = search.full(toy_world, scorer, caption, 0, count)
     assert found.winner == prism_rows.play(plan, tables["score.query"])
     torch.testing.assert_close(found.z[0], tables["z"][found.winner], atol=1e-3, rtol=1e-3)
     assert found.blocks == plan.cost.blocks
@@ -173,8 +166,8 @@ def test_a_real_search_finds_what_the_tables_say(world, scorer):
     assert whole.blocks == plan.full_cost.blocks
 
 
-def test_searches_are_timed_in_turn(world, scorer):
-    found = prism_rows.clock(world, scorer, captions=1, size=2)
+def test_searches_are_timed_in_turn(toy_world, scorer):
+    found = prism_rows.clock(toy_world, scorer, captions=1, size=2)
     plan = prism_rows.plan_of(2, prism_rows.HALVING, 7)
     assert (found.full_blocks, found.halving_blocks) == (plan.full_cost.blocks, plan.cost.blocks)
     assert 0 < found.halving_s < found.full_s

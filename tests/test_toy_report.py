@@ -167,7 +167,7 @@ class TestJobs:
         names = {j.name("d") for part in shell_lcc_rows.jobs(32, shell_lcc_rows.SETTINGS).values() for j in part}
         assert len(names) == (len(shell_lcc_rows.SETTINGS) + 3) * 4
 
-    def test_a_finished_job_is_not_done_again(self, manifold_path, tmp_path):
+    def test_a_finished_job_is_not_done_again(self, toy_judge, manifold_path, tmp_path):
         latents = weights.FOLDER / weights.LATENTS
         others = (tmp_path / "patches", tmp_path / "table", latents, tmp_path / "heads")
         files = jobs.Files(weights.FOLDER, judge.WEIGHTS, manifold_path, *others)
@@ -177,7 +177,7 @@ class TestJobs:
         second = jobs.run(plan, files, tmp_path / "jobs", 1, "renders")
         assert len(kept) == 1
         assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "jobs").iterdir()}
-        reading = judge.load().read(torch.stack([clip("judge_test", i).frames for i in range(2)]))
+        reading = toy_judge.read(torch.stack([clip("judge_test", i).frames for i in range(2)]))
         for found in (first, second):
             again = jobs.as_reading(jobs.gather(found, plan), reading.reference)
             torch.testing.assert_close(again.features, reading.features)
@@ -202,15 +202,15 @@ def invented(plan, seed, offset=0.0):
     return out
 
 
-def test_the_frechet_distance_grows_with_every_defect():
+def test_the_frechet_distance_grows_with_every_defect(toy_judge):
     """Of a signature in which blur counts although the judge's networks look through it."""
-    the_judge, n = judge.load(), 32
+    n = 32
     siblings = torch.stack([sibling("unseen", i, k).frames for i in range(n) for k in range(3)])
-    target = judge.FrechetTarget(jobs.flatten(the_judge.read(siblings)))
+    target = judge.FrechetTarget(jobs.flatten(toy_judge.read(siblings)))
     material = [clip("unseen", i) for i in range(n)]
 
     def distance(frames):
-        return target.distance(target.normalise(judge.signature(jobs.flatten(the_judge.read(torch.stack(frames))))))
+        return target.distance(target.normalise(judge.signature(jobs.flatten(toy_judge.read(torch.stack(frames))))))
 
     clean = distance([c.frames for c in material])
     for defect in ("blur", "noise", "over_smoothing", "jitter", "freeze"):
@@ -254,7 +254,7 @@ class TestRows:
             assert (row["figures"]["frechet_change"].mean == 0) == (row["name"] == "none")
         assert shell_lcc_rows.refine_table(found).count("\n") == len(found) + 1
 
-    def test_stack_rows_state_what_the_judge_reads(self, tmp_path):
+    def test_stack_rows_state_what_toy_judge_reads(self, tmp_path):
         plan = stack_rows.jobs(32)
         results = invented(plan, 1)
         found = stack_rows.rows(results, plan, REFERENCE)

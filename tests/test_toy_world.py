@@ -140,19 +140,9 @@ def test_the_frechet_distance_is_zero_for_the_same_and_the_squared_shift_for_a_s
     assert abs(judge.frechet(x, x + 0.5) - 8 * 0.25) < 1e-4
 
 
-@pytest.fixture(scope="module")
-def the_judge():
-    return judge.load()
-
-
-@pytest.fixture(scope="module")
-def world():
-    return pipeline.load()
-
-
-def test_the_judge_reads_clean_renders(the_judge):
+def test_the_judge_reads_clean_renders(toy_judge):
     frames, truth = rendered(24)
-    reading = the_judge.read(frames)
+    reading = toy_judge.read(frames)
     for attribute in captions.VALUES:
         assert reading.correct(truth, attribute).float().mean() > 0.85, attribute
     scores = reading.scores(truth)
@@ -162,16 +152,16 @@ def test_the_judge_reads_clean_renders(the_judge):
 
 
 @pytest.fixture(scope="module")
-def coded(world):
+def coded(toy_world):
     """Renders, what they show, and their latents."""
     frames, truth = rendered(6)
-    return frames, truth, world.encode(frames)
+    return frames, truth, toy_world.encode(frames)
 
 
-def test_the_judge_reads_reconstructions(the_judge, world, coded):
+def test_the_judge_reads_reconstructions(toy_judge, toy_world, coded):
     frames, truth, z = coded
-    again = world.decode(z)
-    reading = the_judge.read(again)
+    again = toy_world.decode(z)
+    reading = toy_judge.read(again)
     right = torch.cat([reading.correct(truth, k) for k in captions.VALUES]).float().mean()
     assert right > 0.8
     psnr = -10 * ((again.float() - frames.float()) / 255).square().mean(dim=(0, 2, 3, 4)).log10()
@@ -179,26 +169,26 @@ def test_the_judge_reads_reconstructions(the_judge, world, coded):
     assert psnr[0] > psnr.mean() - 1.5
 
 
-def test_the_vae_has_wan21s_latent_space(world, coded):
+def test_the_vae_has_wan21s_latent_space(toy_world, coded):
     frames, _, z = coded
     assert z.shape == (6, *pipeline.LATENT_SHAPE)
     assert z.mean().abs() < 0.2
     assert abs(z.std() - 1) < 0.2
-    raw = world.vae.encode(as_video(frames[:1])).latent_dist.mode()
+    raw = toy_world.vae.encode(as_video(frames[:1])).latent_dist.mode()
     assert torch.allclose(WAN21.normalise(raw), z[:1], atol=1e-4)
     assert torch.equal(as_frames(as_video(frames)), frames)
 
 
-def test_sampling_depends_on_seed_and_caption_only(world):
+def test_sampling_depends_on_seed_and_caption_only(toy_world):
     texts = ["a red ball in a wood room, static camera", "a blue cube in a tile room, fast orbit"]
-    both = world.sample(texts, [1, 2], steps=4)
+    both = toy_world.sample(texts, [1, 2], steps=4)
     assert both.shape == (2, *pipeline.LATENT_SHAPE)
-    assert torch.allclose(both[1:], world.sample(texts[1:], [2], steps=4), atol=1e-4)
-    assert torch.equal(both, world.sample(texts, [1, 2], steps=4))
-    assert not torch.allclose(both[1:], world.sample(texts[:1], [2], steps=4), atol=1e-2)
+    assert torch.allclose(both[1:], toy_world.sample(texts[1:], [2], steps=4), atol=1e-4)
+    assert torch.equal(both, toy_world.sample(texts, [1, 2], steps=4))
+    assert not torch.allclose(both[1:], toy_world.sample(texts[:1], [2], steps=4), atol=1e-2)
 
 
-def test_the_hook_sees_x0_and_steers_it(world):
+def test_the_hook_sees_x0_and_steers_it(toy_world):
     seen = []
 
     def watch(x0, sigma, step):
@@ -209,19 +199,19 @@ def test_the_hook_sees_x0_and_steers_it(world):
         return torch.zeros_like(x0)
 
     text = ["a red ball in a wood room, static camera"]
-    plain = world.sample(text, [0], steps=4)
-    assert torch.allclose(plain, world.sample(text, [0], hook=watch, steps=4), atol=1e-4)
+    plain = toy_world.sample(text, [0], steps=4)
+    assert torch.allclose(plain, toy_world.sample(text, [0], hook=watch, steps=4), atol=1e-4)
     assert [s for _, s in seen] == [0, 1, 2, 3]
     assert seen[0][0] == 1.0
-    assert world.sample(text, [0], hook=pull, steps=4).abs().max() < 1e-5
+    assert toy_world.sample(text, [0], hook=pull, steps=4).abs().max() < 1e-5
 
 
-def test_folded_padding_is_padding_to_512(world):
+def test_folded_padding_is_padding_to_512(toy_world):
     x, time = pipeline.initial_noise([3]), torch.tensor([500.0])
     text = ["the green cone, brick room, slow dolly in"]
-    folded = world.denoiser(text, cfg=1.0).velocity(x, 0.5)
-    use_bias(world.dit, None)
-    whole = world.dit(x, time, world.text.encode(text), return_dict=False)[0]
+    folded = toy_world.denoiser(text, cfg=1.0).velocity(x, 0.5)
+    use_bias(toy_world.dit, None)
+    whole = toy_world.dit(x, time, toy_world.text.encode(text), return_dict=False)[0]
     assert (folded - whole).norm() / whole.norm() < 1e-4
 
 
@@ -237,7 +227,7 @@ def test_the_committed_weights_are_small_and_in_the_original_layout():
     assert '"text_dim": 256' in weights.header(weights.FOLDER / weights.DIT)["config"]
 
 
-def test_both_exports_are_the_same_models(world, tmp_path):
+def test_both_exports_are_the_same_models(toy_world, tmp_path):
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -246,17 +236,17 @@ def test_both_exports_are_the_same_models(world, tmp_path):
     assert [p.parent.name for p in copied] == ["diffusion_models", "vae", "text_encoders", "prism", "prism"]
     dit = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers/transformer")
     x, time, text = pipeline.initial_noise([0]), torch.tensor([700.0]), ["a red ball, tile room, fast orbit"]
-    embedded = world.text.encode(text)
-    ours = world.denoiser(text, cfg=1.0).velocity(x, 0.7)
+    embedded = toy_world.text.encode(text)
+    ours = toy_world.denoiser(text, cfg=1.0).velocity(x, 0.7)
     theirs = dit(x, time, embedded, return_dict=False)[0]
     assert (ours - theirs).norm() / theirs.norm() < 1e-4
     vae = AutoencoderKLWan.from_pretrained(tmp_path / "diffusers/vae")
     video = as_video(clip("test", 0).frames)[None]
-    assert torch.allclose(vae.encode(video).latent_dist.mode(), world.vae.encode(video).latent_dist.mode(), atol=1e-4)
+    assert torch.allclose(vae.encode(video).latent_dist.mode(), toy_world.vae.encode(video).latent_dist.mode(), atol=1e-4)
     assert torch.allclose(torch.tensor(vae.config.latents_std), torch.tensor(WAN21.std))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "diffusers/tokenizer")
     texts = captions.every_caption()[::37] + ["", "a purple dog runs"]
-    assert tokenizer(texts).input_ids == [world.text.tokens(t) for t in texts]
+    assert tokenizer(texts).input_ids == [toy_world.text.tokens(t) for t in texts]
     encoder = UMT5EncoderModel.from_pretrained(tmp_path / "diffusers/text_encoder")
-    ids = torch.tensor([world.text.tokens(text[0])])
+    ids = torch.tensor([toy_world.text.tokens(text[0])])
     assert torch.allclose(encoder(ids).last_hidden_state, embedded[:, : ids.shape[1]], atol=1e-4)

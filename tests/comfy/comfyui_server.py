@@ -14,7 +14,12 @@ import urllib.request
 import uuid
 
 START_TIMEOUT = 180
+PORT_ATTEMPTS = 3
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
+
+
+class PortTaken(AssertionError):
+    """Another process took the port between the look for a free one and the server's start."""
 
 
 def free_port():
@@ -48,19 +53,32 @@ class ComfyUIServer:
     """Runs main.py on the CPU in `base`; use it as a context manager, or through the fixture `server`."""
 
     def __init__(self, comfyui, base, extra_args=()):
+        self.comfyui = comfyui
         self.base = base
+        self.extra_args = extra_args
+        self.process = None
+        self._choose_port()
+
+    def _choose_port(self):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log_path = base / f"server-{self.port}.log"
+        self.log_path = self.base / f"server-{self.port}.log"
         self.command = [
-            sys.executable, str(comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
-            "--disable-api-nodes", "--preview-method", "latent2rgb", "--base-directory", str(base),
-            "--database-url", f"sqlite:///{base / f'comfyui-{self.port}.db'}", *extra_args,
+            sys.executable, str(self.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+            "--disable-api-nodes", "--preview-method", "latent2rgb", "--base-directory", str(self.base),
+            "--database-url", f"sqlite:///{self.base / f'comfyui-{self.port}.db'}", *self.extra_args,
         ]
-        self.comfyui = comfyui
-        self.process = None
 
     def __enter__(self):
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            try:
+                return self._start()
+            except PortTaken:
+                if attempt == PORT_ATTEMPTS:
+                    raise
+                self._choose_port()
+
+    def _start(self):
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -81,12 +99,16 @@ class ComfyUIServer:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise AssertionError(f"ComfyUI ended with status {self.process.returncode}:\n{self.log()[-5000:]}")
+                kind = PortTaken if f"Port {self.port} is already in use" in self.log() else AssertionError
+                raise kind(f"ComfyUI ended with status {self.process.returncode}:\n{self.log()[-5000:]}")
             try:
-                self.get("/system_stats")
-                break
+                answer = self.get("/system_stats")
             except OSError:
                 time.sleep(0.1)
+                continue
+            if str(self.base) not in answer["system"]["argv"]:
+                raise PortTaken(f"the server on port {self.port} is another one: {answer['system']['argv']}")
+            break
         else:
             raise AssertionError(f"ComfyUI did not answer within {START_TIMEOUT} s:\n{self.log()[-5000:]}")
         if re.search(r"\(IMPORT FAILED\)", self.log()):

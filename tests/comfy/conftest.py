@@ -99,12 +99,3 @@ def toy_backbone():
     from trainers.kernels.prism.backbone import of_wan
 
     return of_wan(load_file(weights.FOLDER / weights.DIT))
-
-
-@pytest.fixture(scope="session")
-def toy_world():
-    """The toy world's stack as the trainers run it; a test that asks for it is skipped where diffusers is missing."""
-    pytest.importorskip("diffusers")
-    from benchmarks.toy_world import pipeline
-
-    return pipeline.load()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from .comfyui_server import ComfyUIServer, PortTaken
 from .tiny_wan import I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
 
 
@@ -81,6 +82,13 @@ def test_following_to_the_end(server):
         entry = run.finish()
     assert "10" in entry["outputs"]
     assert any(event == "preview" for event, _ in run.events)
+
+
+def test_the_answer_of_another_server_is_not_taken_for_its_own(server, tmp_path):
+    other = ComfyUIServer(server.comfyui, tmp_path)
+    other.url, other.process = server.url, server.process
+    with pytest.raises(PortTaken, match="is another one"):
+        other._wait_until_ready()
 
 
 def test_server_memory_is_plausible(server):

@@ -119,12 +119,10 @@ def served(request, server, toy_files, manifold_path):
     return request.param, server.images(server.post(toy_t2v(5, request.param), timeout=240), "10")
 
 
-def test_the_stock_workflow_shows_what_the_caption_says(served):
-    from benchmarks.toy_world import judge
-
+def test_the_stock_workflow_shows_what_the_caption_says(served, toy_judge):
     _, seen = served
     assert seen.shape == (17, 64, 64, 3)
-    read = judge.load().read(torch.from_numpy(seen).permute(0, 3, 1, 2)[None])
+    read = toy_judge.read(torch.from_numpy(seen).permute(0, 3, 1, 2)[None])
     assert read.probabilities["colour"].argmax() == 0
     assert read.probabilities["room"].argmax() == 0
 
