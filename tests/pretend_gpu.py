@@ -129,7 +129,16 @@ class _Creation(TorchFunctionMode):
             like, data = args[0], args[1]
             device = kwargs.pop("device", None) or like.device
             return torch.tensor(data, **({"dtype": like.dtype} | kwargs)).to(device)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], PretendTensor):
+            args = (args[0], _without_lists(args[1]), *args[2:])
         return func(*args, **kwargs)
+
+
+def _without_lists(index):
+    """An index whose lists are tensors of the CPU."""
+    if isinstance(index, tuple):
+        return tuple(_without_lists(i) for i in index)
+    return torch.tensor(index) if isinstance(index, list) else index
 
 
 def _run(func, args, kwargs):
@@ -137,6 +146,8 @@ def _run(func, args, kwargs):
     name = func._schema.name.removeprefix("aten::")
     values, _ = tree_flatten((args, kwargs))
     tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if any(t.is_meta and not isinstance(t, PretendTensor) for t in tensors):
+        raise NotImplementedError(f"{name}: torch created a meta tensor without values, which the pretend GPU has to learn of")
     on_gpu = any(isinstance(t, PretendTensor) for t in tensors)
     asked = kwargs.get("device")
     target = torch.device(asked) if asked is not None else DEVICE if on_gpu else torch.device("cpu")
@@ -162,7 +173,13 @@ def _run(func, args, kwargs):
         out.fill_(torch.nan)
     written = _written(func, args, kwargs)
     if written:
-        return _written_result(func, written, out)
+        if any(isinstance(t, PretendTensor) and (t.shape, t.stride()) != (t.held.shape, t.held.stride()) for t in written):
+            # squeeze_() and the like: as a meta tensor the wrapper takes the new shape itself.
+            with torch._C._DisableTorchDispatch():
+                func(*args, **kwargs)
+        if out is None:
+            return None
+        return written[0] if isinstance(out, torch.Tensor) else type(out)(written)
     return tree_map_only(torch.Tensor, PretendTensor, out) if target == DEVICE else out
 
 
@@ -192,15 +209,6 @@ def _written(func, args, kwargs):
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return [given[n] for n in names if isinstance(given.get(n), torch.Tensor)]
-
-
-def _written_result(func, written, out):
-    for t in written:
-        if isinstance(t, PretendTensor) and (t.shape != t.held.shape or t.stride() != t.held.stride()):
-            raise NotImplementedError(f"{func} changed the shape of a tensor in place, which the pretend GPU cannot follow")
-    if out is None:
-        return None
-    return written[0] if isinstance(out, torch.Tensor) else type(out)(written)
 
 
 def _count(kind):

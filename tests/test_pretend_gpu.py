@@ -64,6 +64,19 @@ class TestDevices:
         out.sum().backward()
         assert module[0].weight.grad.device == DEVICE
 
+    def test_lists_are_indices(self, gpu):
+        x = X.clone().to(DEVICE)
+        assert torch.equal(x[[2, 0]].held, X[[2, 0]])
+        assert torch.equal(x[..., [True, False, False, True]].held, X[:, [0, 3]])
+        x[[0, 2], 1:] = 7.0
+        assert x.held[2].tolist() == [8, 7, 7, 7]
+        assert not gpu.count("nonzero")
+
+    def test_a_shape_may_change_in_place(self, gpu):
+        x = X[None].clone().to(DEVICE).squeeze_(0)
+        assert x.shape == (3, 4)
+        assert torch.equal((x + 1).held, X + 1)
+
     def test_writing_in_place_is_seen_through_views(self, gpu):
         x = X.clone().to(DEVICE)
         x[1].mul_(0)
