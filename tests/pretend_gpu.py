@@ -222,7 +222,8 @@ def _place() -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if name != __file__ and not name.startswith((_TORCH, "<")):
-            path = Path(name)
+            # ComfyUI imports the pack through a link.
+            path = Path(name).resolve()
             return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
