@@ -56,9 +56,11 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):
-        return torch.Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE
-        )
+        # A view of a normal tensor must be one as well: in inference mode torch would make it an inference tensor.
+        with torch.inference_mode(False):
+            return torch.Tensor._make_wrapper_subclass(
+                cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE
+            )
 
     def __init__(self, held: torch.Tensor):
         self.held = held
@@ -109,6 +111,13 @@ class PretendGPU:
 
 class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # In inference mode operators such as to(device, dtype) arrive whole, not yet taken apart into _to_copy. Optional
+        # tensors are more than decompose() can pass on.
+        if torch.is_inference_mode_enabled() and None not in args:
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         return _run(func, args, kwargs or {})
 
 

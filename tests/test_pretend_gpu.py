@@ -64,6 +64,18 @@ class TestDevices:
         out.sum().backward()
         assert module[0].weight.grad.device == DEVICE
 
+    def test_inference_mode_changes_nothing(self, gpu):
+        before = X.to(DEVICE)
+        with torch.inference_mode():
+            assert torch.equal(before.detach()[1:].held, X[1:])
+            x = X.to(DEVICE, torch.float64)
+            y = nn.functional.linear(x.float(), X.to(DEVICE))
+            assert isinstance(y, PretendTensor)
+            assert torch.equal(y.to("cpu", torch.float32), X @ X.T)
+            with pytest.raises(PretendGPUError):
+                nn.functional.linear(y, X[:, :3])
+        assert gpu.count() == gpu.count("copy to the CPU") == 1
+
     def test_lists_are_indices(self, gpu):
         x = X.clone().to(DEVICE)
         assert torch.equal(x[[2, 0]].held, X[[2, 0]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.geometry import room
-from trainers.kernels.geometry import dense, tracks
+from trainers.kernels.geometry import dense, lucas_kanade, point_tracks, tracks
 from trainers.kernels.geometry import heat_map as geometry_heat_map
 from trainers.kernels.geometry.lpips import STAGES, WIDTHS, from_state
 from trainers.kernels.geometry.splat import splat
@@ -209,6 +209,7 @@ class TestDenseGeometry:
         dense.score_views(moved(views))
         few = gpu.count()
         gpu.synchronisations.clear()
+        # One view less.
         dense.score_views(moved(replace(views, **{f: getattr(views, f)[:3] for f in PER_VIEW}, frames=3)))
         assert few - gpu.count() <= WAITS_PER_VIEW, gpu.synchronisations
 
@@ -244,7 +245,7 @@ class TestDenseGeometry:
 
 
 PER_VIEW = ("images", "depth", "K", "world_to_camera", "frame_indices")
-WAITS_PER_VIEW = 40
+WAITS_PER_VIEW = 6
 
 
 def moved(views):
@@ -266,26 +267,40 @@ def random_vgg():
 
 
 class TestTracks:
-    @pytest.fixture
-    def clip(self):
-        return room.render(replace(room.draw_scene(4, "truck"), frames=5, width=128, height=128)).frames
-
-    def test_the_record_is_the_cpus(self, gpu, clip):
-        wanted, found = tracks.score_clip(clip, "torch"), tracks.score_clip(clip.to(DEVICE), "torch")
+    def test_the_record_is_the_cpus(self, tracked):
+        clip, found, _ = tracked
+        wanted = tracks.score_clip(clip, "torch")
         assert found.record.verdict == wanted.record.verdict
         assert found.record.measurements == pytest.approx(wanted.record.measurements, rel=1e-3)
+        assert "tracks by torch" in found.record.notes
 
-    def test_a_clip_on_the_gpu_is_tracked_by_torch(self, gpu, clip):
-        assert "tracks by torch" in tracks.score_clip(clip.to(DEVICE), pictures=False).record.notes
+    def test_it_waits_for_lucas_kanade_at_most_once_an_iteration(self, tracked):
+        _, _, gpu = tracked
+        steps = FRAMES - 1
+        iterations = (lucas_kanade.LEVELS + point_tracks.BACK_LEVELS) * lucas_kanade.ITERATIONS
+        assert gpu.count("lucas_kanade.py") <= steps * iterations
+        assert gpu.count() - gpu.count("lucas_kanade.py") <= 12 * FRAMES, gpu.synchronisations
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-    def test_pictures_lie_where_they_lie_for_every_verdict(self, gpu, clip, dtype):
-        clip = clip if dtype == torch.uint8 else clip.float() / 255
-        plain = torch.full_like(clip, 0.5 if clip.is_floating_point() else 128)
-        scored, nothing = (tracks.score_clip(c.to(DEVICE), "torch") for c in (clip, plain))
+    def test_pictures_lie_where_they_lie_for_every_verdict(self, gpu, tracked, dtype):
+        clip, scored, _ = tracked
+        plain = torch.full(clip.shape, 128 if dtype == torch.uint8 else 0.5, dtype=dtype)
+        nothing = tracks.score_clip(plain.to(DEVICE))
         assert nothing.record.measurements.get("tracks", 0) < tracks.LEAST_TRACKS <= scored.record.measurements["tracks"]
         assert nothing.preview.device == scored.preview.device
         assert nothing.error_map.device == scored.error_map.device
+
+
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """(clip, what the scorer says of it on the GPU, the GPU)."""
+    clip = room.render(replace(room.draw_scene(4, "truck"), frames=FRAMES, width=128, height=128)).frames
+    with PretendGPU() as gpu:
+        found = tracks.score_clip(clip.to(DEVICE))
+    return clip, found, gpu
 
 
 def test_a_copy_of_a_module_stays_on_its_device(gpu):

@@ -10,6 +10,7 @@ from tests.pretend_gpu import DEVICE, PretendGPU, PretendTensor
 from .shell_lcc_material import FIT
 
 NODE = "IntrinsicReward_"
+ANCHORS = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
 LATENT = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -67,7 +68,7 @@ def shell(comfy, gpu, monkeypatch):
 
     monkeypatch.setattr(memory, "load_models_gpu", load)
     kernels = {name: comfy.module(f"kernels.shell_lcc.{name}") for name in ("manifold", "anchors", "calibration")}
-    coder = kernels["anchors"].Anchors(LATENT[0].flatten(1).T[:64].contiguous(), torch.ones(64, 16), 8)
+    coder = kernels["anchors"].Anchors(ANCHORS, torch.ones(64, 16), 8)
     manifold = kernels["manifold"].ShellManifold(coder, comfy.module("kernels.latent_space").WAN21)
     manifold.calibration = kernels["calibration"].calibrate([*manifold.distance(LATENT)])
     return comfy.module("nodes.shell_lcc_type").for_wire(manifold)
