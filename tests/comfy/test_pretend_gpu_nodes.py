@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.pretend_gpu import DEVICE, PretendGPU, PretendTensor
-
+from ..pretend_gpu import DEVICE, PretendGPU, PretendTensor
 from .shell_lcc_material import FIT
 
 NODE = "IntrinsicReward_"
