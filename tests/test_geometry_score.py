@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.scorers import geometry as scorer
+from trainers.scorers import geometry_files as scorer
 from trainers.video.frames import read_frames
 
 pytest.importorskip("av")

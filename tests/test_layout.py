@@ -64,6 +64,71 @@ def test_nodes_do_not_import_trainers(path):
     assert not {n for n in imported_modules(path) if "trainers" in n}
 
 
+COMMANDS = {"pairs", "prism", "shell_lcc", "geometry", "encode", "demo", "demo_clips"}
+ROOMS = {"running", "wan", "latents", "video", "preferences", "scorers"}
+
+
+def imports_at_start(path: Path) -> set[Path]:
+    """The repository's modules that a shipped file imports when it is imported, as files; packages as their folders."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        folder = path.parent
+        for _ in range(node.level - 1):
+            folder = folder.parent
+        base = folder.joinpath(*(node.module or "").split("."))
+        if not base.exists() and not base.with_suffix(".py").exists():
+            # trainers reach kernels/ as trainers.kernels.
+            base = ROOT.joinpath(*(node.module or "").split("."))
+        targets = [base / a.name for a in node.names] if base.is_dir() else []
+        found |= {t.with_suffix(".py") for t in targets if t.with_suffix(".py").is_file()}
+        if base.with_suffix(".py").is_file():
+            found.add(base.with_suffix(".py"))
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "trainers").parts[0].removesuffix(".py")
+
+
+TRAINERS = [p for p in SHIPPED if p.is_relative_to(ROOT / "trainers") and p.name != "__init__.py"]
+
+
+def test_every_room_of_the_trainers_is_known():
+    names = {p.name.removesuffix(".py") for p in (ROOT / "trainers").iterdir() if p.name != "__pycache__"}
+    assert names == COMMANDS | ROOMS | {"__init__"}
+    assert len(names) <= 15
+
+
+@pytest.mark.parametrize("path", TRAINERS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_is_general_lies_in_a_shared_room(path):
+    """A command that imports another one's package would carry it along, and what they share could not be found."""
+    inside = {p for p in imports_at_start(path) if p.is_relative_to(ROOT / "trainers")}
+    foreign = {p for p in inside if room_of(p) in COMMANDS and room_of(p) != room_of(path)}
+    assert not foreign
+
+
+def test_there_is_no_import_circle():
+    edges = {p: imports_at_start(p) for p in SHIPPED}
+    assert edges[ROOT / "trainers" / "scorers" / "prism.py"] >= {ROOT / "kernels" / "prism" / "files.py"}
+    done, open_ = set(), []
+
+    def visit(path):
+        if path in open_:
+            raise AssertionError(" -> ".join(str(p.relative_to(ROOT)) for p in [*open_[open_.index(path) :], path]))
+        if path in done:
+            return
+        open_.append(path)
+        for other in sorted(edges.get(path, ())):
+            visit(other)
+        open_.pop()
+        done.add(path)
+
+    for path in SHIPPED:
+        visit(path)
+
+
 def test_root_imports_nothing(pack):
     """The pack's import is on the path of every ComfyUI start, and pytest imports the root as well."""
     code = (

@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.latents.read import read_clip
+from trainers.running.identity import digest_of
+from trainers.scorers.geometry import usable_records, value_of
+from trainers.scorers.geometry_files import GeometrySettings
+
 pytest.importorskip("av")
 pytest.importorskip("diffusers")
 pytest.importorskip("PIL")
@@ -32,36 +37,14 @@ from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.kernels.shell_lcc import evaluation
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
-from trainers.pairs import (
-    build as pairs_build,
-)
-from trainers.pairs import (
-    cli as pairs,
-)
-from trainers.pairs import (
-    filters as pair_filters,
-)
-from trainers.pairs import (
-    ranking as pair_ranking,
-)
-from trainers.pairs import (
-    scores as pair_scores,
-)
+from trainers.kernels.shell_lcc.manifold import load as load_manifold
+from trainers.pairs import cli as pairs
+from trainers.pairs import filters, ranking
+from trainers.pairs.choose import choose
 from trainers.pairs.filters import Limits
 from trainers.pairs.ranking import Ranked
 from trainers.pairs.scores import Scores
-from trainers.preferences import (
-    clips as pair_latents,
-)
-from trainers.preferences import (
-    groups as pair_groups,
-)
-from trainers.preferences import (
-    manifest as pairs_manifest,
-)
-from trainers.preferences import (
-    tables as prism_pairs,
-)
+from trainers.preferences import clips, groups, manifest, tables
 from trainers.preferences.groups import Candidate, Group, GroupError
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
@@ -96,22 +79,22 @@ def lines(path):
 
 class TestRanking:
     def test_scores_are_standardised_within_their_group(self):
-        found = pair_ranking.standardise([1.0, 2.0, 6.0])
+        found = ranking.standardise([1.0, 2.0, 6.0])
         assert sum(found) == pytest.approx(0)
         assert sum(v * v for v in found) == pytest.approx(3)
-        assert pair_ranking.standardise([0.1 + 0.2, 0.3]) == [0.0, 0.0]
-        assert pair_ranking.standardise([0.0, 0.0]) == [0.0, 0.0]
+        assert ranking.standardise([0.1 + 0.2, 0.3]) == [0.0, 0.0]
+        assert ranking.standardise([0.0, 0.0]) == [0.0, 0.0]
 
     def test_weights_are_shares_and_units_do_not_matter(self):
         scores = {"g": {"x": 1.0, "y": 2.0, "z": 3.0}, "p": {"x": 500.0, "y": 0.0, "z": 100.0}}
-        found = pair_ranking.combine(scores, {"g": 1.0, "p": 0.5})
-        g, p = (pair_ranking.standardise(list(scores[k].values())) for k in "gp")
+        found = ranking.combine(scores, {"g": 1.0, "p": 0.5})
+        g, p = (ranking.standardise(list(scores[k].values())) for k in "gp")
         assert list(found.values()) == pytest.approx([(a + 0.5 * b) / 1.5 for a, b in zip(g, p, strict=True)])
-        flipped = pair_ranking.combine({"p": scores["p"]}, {"p": -2.0})
+        flipped = ranking.combine({"p": scores["p"]}, {"p": -2.0})
         assert min(flipped, key=flipped.get) == "x"
 
     def test_pairs_that_differ_most_come_first_and_ties_are_none(self):
-        found = pair_ranking.pairs({"a": 0.0, "b": 1.0, "c": -1.0, "d": 1.0})
+        found = ranking.pairs({"a": 0.0, "b": 1.0, "c": -1.0, "d": 1.0})
         assert [(r.winner, r.loser) for r in found] == [("b", "c"), ("d", "c"), ("a", "c"), ("b", "a"), ("d", "a")]
         assert [r.margin for r in found] == [2, 2, 1, 1, 1]
 
@@ -127,7 +110,7 @@ class TestFilters:
         ],
     )
     def test_clips(self, found, name, reason):
-        why = pair_filters.of_candidate(found, Limits())
+        why = filters.of_candidate(found, Limits())
         assert why == (name and (name, reason))
 
     @pytest.mark.parametrize(
@@ -147,34 +130,34 @@ class TestFilters:
         ],
     )
     def test_pairs(self, winner, loser, name):
-        why = pair_filters.of_pair(winner, loser, Limits())
+        why = filters.of_pair(winner, loser, Limits())
         assert (why and why.filter) == name
 
     def test_each_can_be_switched_off(self):
         off = Limits(False, (0.0, float("inf")), 0.0, 0.0, float("inf"), 1.0)
         worst = record(0.3, UNDETERMINED, motion=0.01, parallax=0.1, lost=0.99)
-        assert pair_filters.of_candidate(worst, off) is None
-        assert pair_filters.of_pair(worst, record(0.2), off) is None
-        assert pair_filters.of_pair(record(0.3), record(0.5), Limits(max_error=0.29)).reason.endswith("is 0.3, at most 0.29")
+        assert filters.of_candidate(worst, off) is None
+        assert filters.of_pair(worst, record(0.2), off) is None
+        assert filters.of_pair(record(0.3), record(0.5), Limits(max_error=0.29)).reason.endswith("is 0.3, at most 0.29")
 
     def test_dense_records_have_no_tracks_and_move_by_translation(self):
         def dense(translation):
             return replace(record(0.1, scorer=DENSE), measurements={"error": 0.1, "translation": translation})
 
-        assert pair_filters.of_candidate(dense(0.1), Limits()) is None
+        assert filters.of_candidate(dense(0.1), Limits()) is None
         assert (
-            pair_filters.of_pair(dense(0.1), replace(dense(0.1), measurements={"error": 1.0, "translation": 0.1}), Limits())
+            filters.of_pair(dense(0.1), replace(dense(0.1), measurements={"error": 1.0, "translation": 0.1}), Limits())
             is None
         )
-        assert pair_filters.of_pair(dense(0.5), dense(0.1), Limits()).filter == "matched motion"
+        assert filters.of_pair(dense(0.5), dense(0.1), Limits()).filter == "matched motion"
 
 
-def choose(records, limits=Limits(), most=1):  # noqa: B008 (frozen)
+def chosen(records, limits=Limits(), most=1):  # noqa: B008 (frozen)
     group = Group("g", "p", [Candidate(name, Path(name), None) for name in records])
-    values = {n: pair_scores.value_of(r) for n, r in records.items()}
+    values = {n: value_of(r) for n, r in records.items()}
     skipped = {n: "undetermined: why" for n, v in values.items() if v is None}
     scores = Scores({"geometry": {n: v for n, v in values.items() if v is not None}}, {"geometry": skipped}, dict(records))
-    return pairs_build.choose(group, scores, {"geometry": 1.0}, limits, most)
+    return choose(group, scores, {"geometry": 1.0}, limits, most)
 
 
 class TestChoice:
@@ -182,7 +165,7 @@ class TestChoice:
         """The worst clip moves too fast; the still one cannot be judged."""
         records = {"best": record(0.05), "good": record(0.1), "bad": record(0.4, INCONSISTENT),
                    "worst": record(0.9, INCONSISTENT, motion=9.0), "still": record(0.001, UNDETERMINED)}  # fmt: skip
-        found = choose(records)
+        found = chosen(records)
         assert [(r.winner, r.loser) for r in found.taken] == [("best", "bad")]
         assert [(r.winner, r.loser, why.filter) for r, why in found.tried] == [
             ("best", "worst", "matched motion"),
@@ -190,19 +173,19 @@ class TestChoice:
         ]
         assert found.rejected["still"].filter == "gate"
         assert found.reason is None
-        assert [(r.winner, r.loser) for r in choose(records, most=3).taken] == [
+        assert [(r.winner, r.loser) for r in chosen(records, most=3).taken] == [
             ("best", "bad"),
             ("good", "bad"),
             ("best", "good"),
         ]
 
     def test_why_a_group_gives_no_pair(self):
-        assert choose({"a": record(0.1)}).reason.filter == "too few candidates"
-        assert choose({"a": record(0.1), "b": record(0.1)}).reason.filter == "ties"
-        assert choose({"a": record(0.1), "b": record(0.11)}).reason.filter == "relative gap"
-        assert choose({"a": record(0.5, INCONSISTENT), "b": record(0.9, INCONSISTENT)}).reason.filter == "winner's error"
+        assert chosen({"a": record(0.1)}).reason.filter == "too few candidates"
+        assert chosen({"a": record(0.1), "b": record(0.1)}).reason.filter == "ties"
+        assert chosen({"a": record(0.1), "b": record(0.11)}).reason.filter == "relative gap"
+        assert chosen({"a": record(0.5, INCONSISTENT), "b": record(0.9, INCONSISTENT)}).reason.filter == "winner's error"
         nothing = replace(record(0.1, UNDETERMINED), measurements={})
-        found = choose({"a": nothing, "b": record(0.1)}, Limits(gate=False))
+        found = chosen({"a": nothing, "b": record(0.1)}, Limits(gate=False))
         assert found.rejected["a"] == ("no geometry score", "undetermined: why")
 
 
@@ -266,16 +249,16 @@ def test_a_weighted_combination_and_each_scorers_own_preference(records, tmp_pat
     assert build(records, out, "--by", "stored:look=-1", *off) == 0
     assert [r["seed_b"] for r in lines(out / "pairs.jsonl")] == [None] * 4
     assert build(records, out, "--by", "stored:beauty") == 2
-    assert "no candidate came with a score 'beauty'; stored scores: look" in capsys.readouterr().err
+    assert "no candidate has a stored score 'beauty'; stored scores: look" in capsys.readouterr().err
 
 
 def test_the_manifest_is_what_the_trainers_read(records, tmp_path):
     out = tmp_path / "out"
     assert build(records, out) == 0
-    read = prism_pairs.read(out / "pairs.jsonl")
+    read = tables.read(out / "pairs.jsonl")
     assert [p.outcome for p in read] == [{"overall": 1}] * 3
-    prism_pairs.require_files(read, "manifest")
-    found = pairs_manifest.read(out / "pairs.jsonl")
+    tables.require_files(read, "manifest")
+    found = manifest.read(out / "pairs.jsonl")
     originals = {r.prompt: r for r in preference_records.read(records)}
     assert [(p.prompt, p.winner.resolve(), p.loser.resolve()) for p in found] == [
         (prompt, originals[prompt].candidates[w].latent.resolve(), originals[prompt].candidates[l].latent.resolve())
@@ -291,17 +274,60 @@ def test_the_manifest_is_what_the_trainers_read(records, tmp_path):
     assert torch.equal(data.state(data.rows[0].b, None), latents(3, 0)[0])
 
 
+def test_pairs_and_comparisons_never_replace_each_other(records, tmp_path, capsys):
+    """`pairs build` and `prism cache` write into one folder only by mistake; each refuses the other's."""
+    out, data = tmp_path / "out", tmp_path / "data"
+    assert build(records, out) == 0
+    before = (out / "pairs.jsonl").read_bytes()
+
+    def cache(output, *more):
+        argv = ["cache", "--pairs", out / "pairs.jsonl", "--output", output, "--text_encoder", TEXT, "--device", "cpu", *more]
+        return prism.main([str(a) for a in argv])
+
+    for more in ((), ("--overwrite",)):
+        assert cache(out, *more) == 2
+        assert f"{out / 'pairs.jsonl'}: a manifest of `python -m trainers.pairs build`; encode" in capsys.readouterr().err
+    assert prism.main(["label", "--data", str(out), "--scores", str(tmp_path / "none.jsonl")]) == 2
+    assert "a manifest of `python -m trainers.pairs build`" in capsys.readouterr().err
+    assert (out / "pairs.jsonl").read_bytes() == before
+    assert cache(data) == 0
+    rows = prism_data.load(data).rows
+    for name in ("comparisons.jsonl", "pairs.jsonl"):
+        # The second is the name that earlier versions gave to the same file.
+        (data / "comparisons.jsonl").rename(data / name)
+        assert prism_data.load(data).rows == rows
+        capsys.readouterr()
+        assert build(records, data) == 2
+        said = capsys.readouterr().err
+        assert f"{data / name}: comparisons of runs, written by `python -m trainers.prism`; give another" in said
+        if name == "pairs.jsonl":
+            # A new version of the folder leaves no file of the earlier name that could be read instead.
+            prism_data.write_rows(data, rows[:1])
+            assert not (data / "pairs.jsonl").exists()
+            assert prism_data.load(data).rows == rows[:1]
+
+
+def test_scores_of_an_earlier_version_are_current(records):
+    """Digests of settings are part of candidates.jsonl: another digest would score every clip again."""
+    fixed = {"versions": {"tracks": 1, "dense": 1}, "vae": [None, "auto", False]}
+    assert digest_of(GeometrySettings(81, None, "auto").described() | fixed) == "3cab7b37947cbc89"
+    reader = clips.ClipReader(clips.ClipOptions())
+    videos = [Group("g", "p", [Candidate("g/a", Path("a.mp4"), None)])]
+    assert digest_of({"manifold": "x"} | reader.described(videos)) == "de518cd87c37b90e"
+    assert digest_of({"manifold": "x"} | reader.described(groups.read([records]))) == "f46eec0aa2a41ede"
+
+
 def test_records_themselves_are_a_table_of_preferences(records, tmp_path):
     for table in (records, records / "records.jsonl"):
-        read = prism_pairs.read(table)
+        read = tables.read(table)
         assert len(read) == 12
         assert [p.outcome for p in read[9:]] == [{"look": -1}, {"look": -1, "overall": -1}, {"look": -1}]
-        assert [p.outcome for p in prism_pairs.read(table, dimensions=["overall"])] == [{"overall": -1}]
-    (pair,) = pairs_manifest.read(records)
+        assert [p.outcome for p in tables.read(table, dimensions=["overall"])] == [{"overall": -1}]
+    (pair,) = manifest.read(records)
     originals = preference_records.read(records)[3].candidates
     assert (pair.winner, pair.loser) == (originals[2].latent, originals[0].latent)
     assert pair.scores == {"winner": {"look": 0.9}, "loser": {"look": 0.1}}
-    assert len(pairs_manifest.read(records, dimension="look")) == 12
+    assert len(manifest.read(records, dimension="look")) == 12
     argv = ["cache", "--pairs", records, "--dimensions", "overall", "--output", tmp_path / "data", "--text_encoder", TEXT,
             "--device", "cpu"]  # fmt: skip
     assert prism.main([str(a) for a in argv]) == 0
@@ -449,9 +475,9 @@ def test_shell_lcc_prefers_what_lies_nearer_to_the_shell(records, models, tmp_pa
     shell = models / "shell.safetensors"
     more = ("--by", "shell_lcc", "--manifold", shell, "--min_gap", 0, "--max_error", "inf")
     assert build(records, tmp_path / "out", *more) == 0
-    manifold = pair_scores.manifold.load(shell)
+    manifold = load_manifold(shell)
     for row in lines(tmp_path / "out" / "candidates.jsonl"):
-        z = pair_latents.latent_data.read_clip(pair_latents.clip_of(records / "latents" / Path(row["candidate"]).name))
+        z = read_clip(clips.clip_of(records / "latents" / Path(row["candidate"]).name))
         distance = evaluation.score(manifold, z)
         assert row["value"] == pytest.approx(-abs(float(distance.square().mean().sqrt()) - manifold.radius), rel=1e-5)
     for row in lines(tmp_path / "out" / "pairs.jsonl"):
@@ -468,7 +494,7 @@ def test_a_vae_stands_between_latents_and_videos(models, vae_file, tmp_path, mon
     """Latents without a record are decoded for geometry, videos are encoded for Shell-LCC."""
     vae = wan_vae.load(vae_file)
     z = latents(1, 5, (16, 2, 6, 8))[0]
-    frames = pair_latents.decode(vae, z)
+    frames = clips.decode(vae, z)
     with torch.no_grad():
         video = vae.model.decode(WAN21.denormalise(z[None])).sample[0]
     assert frames.shape == (5, 48, 64, 3)
@@ -494,12 +520,12 @@ class TestGroups:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(b"")
         (tmp_path / "b" / "prompt.txt").write_text("\ufeffa fox\n in snow\n", encoding="utf-8")
-        first, second = pair_groups.read([tmp_path])
+        first, second = groups.read([tmp_path])
         assert (first.name, first.prompt, [c.name for c in first.candidates]) == ("a", "a", ["a/x"])
         assert (second.prompt, [c.name for c in second.candidates]) == ("a fox in snow", ["b/10", "b/2"])
         both = second.candidates[1]
         assert (both.video.name, both.latents.name, both.path.name) == ("2.mp4", "2.safetensors", "2.safetensors")
-        (alone,) = pair_groups.read([tmp_path / "a"])
+        (alone,) = groups.read([tmp_path / "a"])
         assert alone == first
 
     def test_what_is_no_group(self, tmp_path):
@@ -508,26 +534,26 @@ class TestGroups:
         (tmp_path / "c" / "b").mkdir(parents=True)
         (tmp_path / "c" / "b" / "x.mp4").write_bytes(b"")
         with pytest.raises(GroupError, match="two groups are called 'b'"):
-            pair_groups.read([tmp_path / "a", tmp_path / "c"])
+            groups.read([tmp_path / "a", tmp_path / "c"])
         with pytest.raises(GroupError, match="no clips in its subfolders"):
-            pair_groups.read([tmp_path])
+            groups.read([tmp_path])
         with pytest.raises(FileNotFoundError):
-            pair_groups.read([tmp_path / "nowhere"])
+            groups.read([tmp_path / "nowhere"])
         (tmp_path / "c" / "b" / "x.mov").write_bytes(b"")
         with pytest.raises(GroupError, match="two files of video under one name"):
-            pair_groups.read([tmp_path / "c"])
+            groups.read([tmp_path / "c"])
         (tmp_path / "a" / "b" / "prompt.txt").write_text("\n")
         with pytest.raises(GroupError, match=r"prompt\.txt: is empty"):
-            pair_groups.read([tmp_path / "a"])
+            groups.read([tmp_path / "a"])
 
     def test_records_of_several_scorers_are_not_compared(self):
         def group(*found):
             return Group("g", "p", [Candidate(str(i), None, Path("x"), geometry=r) for i, r in enumerate(found)])
 
-        assert pair_scores.usable_records(group(record(0.1), record(0.2)))
-        assert not pair_scores.usable_records(group(record(0.1), None))
-        assert not pair_scores.usable_records(group(record(0.1), record(0.1, scorer=DENSE)))
-        assert not pair_scores.usable_records(group(replace(record(0.1), version=0), replace(record(0.1), version=0)))
+        assert usable_records(group(record(0.1), record(0.2)))
+        assert not usable_records(group(record(0.1), None))
+        assert not usable_records(group(record(0.1), record(0.1, scorer=DENSE)))
+        assert not usable_records(group(replace(record(0.1), version=0), replace(record(0.1), version=0)))
 
 
 @pytest.mark.parametrize(
@@ -556,7 +582,7 @@ def test_bad_arguments(records, tmp_path, capsys, more, message):
 def test_what_a_clip_lacks_is_said_before_anything_is_scored(tmp_path, models, capsys):
     preference_records.append(tmp_path / "records", "p", latents(), WAN21, geometry=[record(0.1), None])
     assert build(tmp_path / "records", tmp_path / "out") == 2
-    assert "without a geometry record that compares with its group's; give --vae" in capsys.readouterr().err
+    assert "without a geometry record that is comparable with its group's; give --vae" in capsys.readouterr().err
     (tmp_path / "groups" / "g").mkdir(parents=True)
     write_clip(tmp_path / "groups" / "g" / "a.mkv", moving(5))
     assert build(tmp_path / "groups", tmp_path / "out", "--by", "shell_lcc", "--manifold", models / "shell.safetensors") == 2
@@ -568,14 +594,14 @@ def test_what_a_clip_lacks_is_said_before_anything_is_scored(tmp_path, models, c
 def test_a_table_with_several_dimensions_must_say_which_decides(tmp_path):
     row = {"prompt": "p", "a": "x", "b": "y", "preference": {"look": "b", "motion": "tie"}}
     (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(prism_pairs.PairsError, match="has the dimensions look, motion; say which"):
-        pairs_manifest.read(tmp_path / "t.jsonl")
-    (found,) = pairs_manifest.read(tmp_path / "t.jsonl", dimension="look")
+    with pytest.raises(tables.PairsError, match="has the dimensions look, motion; say which"):
+        manifest.read(tmp_path / "t.jsonl")
+    (found,) = manifest.read(tmp_path / "t.jsonl", dimension="look")
     assert (found.winner.name, found.loser.name) == ("y", "x")
-    assert pairs_manifest.read(tmp_path / "t.jsonl", dimension="motion") == []
+    assert manifest.read(tmp_path / "t.jsonl", dimension="motion") == []
 
 
 def test_margins_are_asked_for(tmp_path):
-    found = choose({"a": record(0.1), "b": record(0.4, INCONSISTENT), "c": record(0.2)}, Limits(margin=3.0))
+    found = chosen({"a": record(0.1), "b": record(0.4, INCONSISTENT), "c": record(0.2)}, Limits(margin=3.0))
     assert found.reason.filter == "margin"
     assert found.tried[0][0] == Ranked("a", "b", pytest.approx(found.tried[0][0].margin))

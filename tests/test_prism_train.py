@@ -50,6 +50,10 @@ def backbone(tmp_path_factory):
     return path
 
 
+def _comparisons(folder):
+    return folder / prism_data.COMPARISONS
+
+
 def make_folder(folder, caught=LEVELS, shape=(16, 2, 4, 4), seed=0):
     """Runs whose first channel's mean is their quality; ties where two are close. caught: noise levels, or none: clean."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,16 +230,16 @@ class TestData:
             (lambda f: (f / "texts.safetensors").unlink(), "no texts.safetensors in it"),
             (lambda f: (f / "latents-0.safetensors").unlink(), "no latents-"),
             (
-                lambda f: (f / "pairs.jsonl").write_text('{"prompt": "p0", "a": "x", "b": "p0-s1", "outcome": {"look": 1}}'),
+                lambda f: _comparisons(f).write_text('{"prompt": "p0", "a": "x", "b": "p0-s1", "outcome": {"look": 1}}'),
                 "'x'",
             ),
-            (lambda f: (f / "pairs.jsonl").write_text('{"prompt": "q", "a": "p0-s0", "b": "p0-s1", "outcome": {}}'), "'q'"),
+            (lambda f: _comparisons(f).write_text('{"prompt": "q", "a": "p0-s0", "b": "p0-s1", "outcome": {}}'), "'q'"),
             (
-                lambda f: (f / "pairs.jsonl").write_text('{"prompt": "p0", "a": "p0-s0", "b": "p0-s1", "outcome": {"l": 2}}'),
+                lambda f: _comparisons(f).write_text('{"prompt": "p0", "a": "p0-s0", "b": "p0-s1", "outcome": {"l": 2}}'),
                 "line 1",
             ),
-            (lambda f: (f / "pairs.jsonl").write_text("nonsense"), "line 1"),
-            (lambda f: (f / "pairs.jsonl").write_text(""), "contains no pair"),
+            (lambda f: _comparisons(f).write_text("nonsense"), "line 1"),
+            (lambda f: _comparisons(f).write_text(""), "contains no pair"),
         ],
     )
     def test_broken_folders_are_named(self, tmp_path, spoil, message):
@@ -374,8 +378,8 @@ class TestRefusals:
         assert "--learning_rate" in self.refused(capsys, *base, "--learning_rate", 0)
         assert "noise levels" in self.refused(capsys, *base, "--levels", 999)
         assert "do not divide" in self.refused(capsys, *base, "--taps", 2, "--dim", 30, "--heads", 4)
-        assert "no pairs.jsonl" in self.refused(capsys, "train", "--data", tmp_path, *base[3:]).replace(
-            "no texts.safetensors", "no pairs.jsonl"
+        assert "no comparisons.jsonl" in self.refused(capsys, "train", "--data", tmp_path, *base[3:]).replace(
+            "no texts.safetensors", "no comparisons.jsonl"
         )
         assert not out.exists()
 

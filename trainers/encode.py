@@ -81,10 +81,8 @@ def run(args: argparse.Namespace, processes) -> int:
 
     videos = list(expand(args.videos, VIDEO_SUFFIXES, "videos").items())[processes.index :: processes.count]
     device = processes.device
-    vae_dtype = args.vae_dtype if args.vae_dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
-    vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device)
-    if args.tiling:
-        vae.model.enable_tiling()
+    vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
+    vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
         "size": args.size or f"{args.width}x{args.height}",
         "fps": args.fps,

@@ -24,7 +24,7 @@ from ..running.inputs import expand
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..scorers import depth_files
-from ..scorers.geometry import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
+from ..scorers.geometry_files import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
 from ..video.read import VIDEO_SUFFIXES
 from ..video.sizes import BUCKETS
 

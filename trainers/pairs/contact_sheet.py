@@ -1,4 +1,4 @@
-"""Pairs as a picture: first, middle and last frame of the winner, then of the loser, with their figures above."""
+"""Contact sheet of pairs: first, middle and last frame of the winner and of the loser, with their scores above."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..preferences import clips as pair_latents
-from ..preferences.clips import BAD_CLIP
+from ..preferences.clips import BAD_CLIP, ClipReader
 from ..preferences.groups import Candidate, Group
 from ..video.frames import read_frames
 from ..video.read import SourceReport
-from ..wan.vae import WanVae
 from .ranking import Ranked
 from .scores import Scores
 
@@ -20,9 +18,9 @@ MAX_FRAMES = 81
 FRAME = {"winner": (20, 130, 60), "loser": (190, 40, 40)}
 
 
-def draw(pairs: Sequence[tuple[Group, Ranked]], scores: Scores, vae: WanVae | None) -> Image.Image:
-    """A row for each pair. vae: decodes clips that are latents alone; needed where there are such."""
-    rows = [_row(group, pair, scores, vae) for group, pair in pairs]
+def draw(pairs: Sequence[tuple[Group, Ranked]], scores: Scores, reader: ClipReader) -> Image.Image:
+    """One row per pair. reader: decodes clips that have latents only, which needs a VAE."""
+    rows = [_row(group, pair, scores, reader) for group, pair in pairs]
     sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
     top = 0
     for row in rows:
@@ -31,9 +29,9 @@ def draw(pairs: Sequence[tuple[Group, Ranked]], scores: Scores, vae: WanVae | No
     return sheet
 
 
-def _row(group: Group, pair: Ranked, scores: Scores, vae: WanVae | None) -> Image.Image:
+def _row(group: Group, pair: Ranked, scores: Scores, reader: ClipReader) -> Image.Image:
     by_name = {c.name: c for c in group.candidates}
-    strips = [_strip(by_name[name], vae) for name in (pair.winner, pair.loser)]
+    strips = [_strip(by_name[name], reader) for name in (pair.winner, pair.loser)]
     width = sum(s.width for s in strips) + 3 * MARGIN
     row = Image.new("RGB", (width, 3 * LINE + HEIGHT + 2 * MARGIN), "white")
     pen = ImageDraw.Draw(row)
@@ -48,11 +46,11 @@ def _row(group: Group, pair: Ranked, scores: Scores, vae: WanVae | None) -> Imag
     return row
 
 
-def _strip(candidate: Candidate, vae: WanVae | None) -> Image.Image:
+def _strip(candidate: Candidate, reader: ClipReader) -> Image.Image:
     try:
-        frames = _frames(candidate, vae)
+        frames = _frames(candidate, reader)
     except BAD_CLIP:
-        # It was scored from a record, or changed since: the row shows that it could not be seen.
+        # Its score came with a record, or the file changed since: grey frames show that it could not be read.
         frames = torch.full((1, HEIGHT, HEIGHT, 3), 128, dtype=torch.uint8)
     chosen = [frames[i] for i in (0, len(frames) // 2, len(frames) - 1)]
     width = max(1, round(frames.shape[2] * HEIGHT / frames.shape[1]))
@@ -63,10 +61,10 @@ def _strip(candidate: Candidate, vae: WanVae | None) -> Image.Image:
     return strip
 
 
-def _frames(candidate: Candidate, vae: WanVae | None) -> Tensor:
+def _frames(candidate: Candidate, reader: ClipReader) -> Tensor:
     if candidate.video is not None:
         return read_frames(candidate.video, SourceReport(candidate.name), MAX_FRAMES)
-    return pair_latents.frames_of(candidate.latents, vae)
+    return reader.frames(candidate.latents)
 
 
 def _figures(name: str, scores: Scores) -> str:
@@ -79,5 +77,5 @@ def _figures(name: str, scores: Scores) -> str:
 
 
 def _ascii(text: str) -> str:
-    # The font that every Pillow has knows no more.
+    # Pillow's built-in font has no other characters.
     return text.encode("ascii", "replace").decode()

@@ -13,10 +13,14 @@ from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..kernels.prism.preference_loss import LOSS, TIE
-from ..running import results_log as geometry_log
-from . import tables as prism_pairs
+from ..running import results_log
+from . import tables
+from .tables import PairsError
 
 OVERALL = "overall"
+PAIRS = "pairs.jsonl"
+# Comparisons of runs in a folder of training data for PRISM heads; earlier versions called that file pairs.jsonl as well.
+COMPARISONS = "comparisons.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,14 @@ def read(path: str | Path, root: str | Path | None = None, dimension: str | None
     dimension: by which one is the winner; None: "overall" where there is such a one, else the only one. Raises PairsError,
     RecordError or FileNotFoundError.
     """
-    pairs = prism_pairs.read(path, root)
+    pairs = tables.read(path, root)
     known = sorted({d for p in pairs for d in p.outcome})
     if dimension is None:
         dimension = OVERALL if OVERALL in known else known[0]
         if dimension != OVERALL and len(known) > 1:
-            raise prism_pairs.PairsError(f"{path}: has the dimensions {', '.join(known)}; say which of them decides")
+            raise PairsError(f"{path}: has the dimensions {', '.join(known)}; say which of them decides")
     if dimension not in known:
-        raise prism_pairs.PairsError(f"{path}: no dimension '{dimension}'; it has {', '.join(known)}")
+        raise PairsError(f"{path}: no dimension '{dimension}'; it has {', '.join(known)}")
     found = []
     for pair in pairs:
         outcome = pair.outcome.get(dimension, TIE)
@@ -56,9 +60,29 @@ def read(path: str | Path, root: str | Path | None = None, dimension: str | None
     return found
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest of pairs: its first line has "preference"; False where there is no such file."""
+    return "preference" in _first_row(path)
+
+
+def is_comparisons(path: Path) -> bool:
+    """Whether a file has comparisons of runs as `trainers.prism` writes them: its first line has "outcome"."""
+    return "outcome" in _first_row(path)
+
+
+def require_no_foreign(folder: Path) -> None:
+    """Raises PairsError for a folder of training data for PRISM heads: `pairs build` would replace some of its files."""
+    for name in (COMPARISONS, PAIRS):
+        if is_comparisons(folder / name):
+            raise PairsError(
+                f"{folder / name}: comparisons of runs, written by `python -m trainers.prism`; give another --output to "
+                "`python -m trainers.pairs build`"
+            )
+
+
 def write(path: Path, rows: Iterable[dict]) -> None:
     """All rows, their "a" and "b" being Paths, whole or not at all. Raises OSError."""
-    geometry_log.write(path, [row | {side: relative(row[side], path.parent) for side in "ab"} for row in rows])
+    results_log.write(path, [row | {side: relative(row[side], path.parent) for side in "ab"} for row in rows])
 
 
 def write_report(path: Path, report: dict) -> None:
@@ -74,3 +98,15 @@ def relative(file: Path, folder: Path) -> str:
         return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
     except ValueError:
         return file.resolve().as_posix()
+
+
+def _first_row(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", errors="replace") as f:
+        line = f.readline()
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels.prism import accuracy
 from ..kernels.prism.preference_loss import TIE
-from ..scorers.prism_network import LEVELS, Scorer
+from ..scorers.prism_network import SIGMAS, Scorer
 from .data import MISSING, SAME_SIGMA, PreferenceData, Row, clips_at_sigma
 
 
@@ -79,12 +79,12 @@ def accuracies(
 def measured_sigmas(
     data: PreferenceData, wanted: Sequence[float] | None, sigma_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[float]:
-    """The noise levels to measure at, descending: `wanted`, else those of the data or LEVELS that are within sigma_range.
+    """The noise levels to measure at, descending: `wanted`, else those of the data or SIGMAS that are within sigma_range.
 
     Raises ValueError where none is.
     """
     low, high = sigma_range
-    known = wanted or [s for s in data.sigmas() or LEVELS if low - SAME_SIGMA <= s <= high + SAME_SIGMA]
+    known = wanted or [s for s in data.sigmas() or SIGMAS if low - SAME_SIGMA <= s <= high + SAME_SIGMA]
     if not known:
         raise ValueError(f"--sigma_range {low:g} {high:g}: the runs have latents at sigma {data.sigmas()}; give --levels")
     return sorted(known, reverse=True)

@@ -24,8 +24,8 @@ from ..running.progress import Bar
 from ..video.read import DecodeOptions, SourceReport
 from ..video.sizes import MULTIPLE
 from ..wan import vae as wan_vae
-from ..wan.prompts import add_encoder, embed, read_embeddings, text_id, write_embeddings
-from .data import PAIRS, TEXTS, Row, write_rows
+from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, text_id, write_embeddings
+from .data import TEXTS, Row, remove_comparisons, require_no_manifest, write_rows
 
 
 def add_arguments(parser) -> None:
@@ -58,11 +58,12 @@ def run(args) -> int:
     pairs = tables.read(args.pairs, args.root, args.dimensions)
     tables.require_files(pairs, str(args.pairs))
     tables.require_classes(pairs, str(args.pairs))
+    require_no_manifest(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         shards.remove(args.output, 0, 1)
-        for name in (TEXTS, PAIRS):
-            (args.output / name).unlink(missing_ok=True)
+        (args.output / TEXTS).unlink(missing_ok=True)
+        remove_comparisons(args.output)
     base = tables.base_of(args.pairs, args.root)
     clips = clips_of(pairs, base)
     prompts = {text_id(p.prompt): p.prompt for p in pairs}
@@ -113,7 +114,7 @@ def _texts(prompts: dict[str, str], args) -> dict[str, torch.Tensor]:
         where = f"{args.texts} lacks" if args.texts else "--text_encoder or --texts is needed for"
         raise ValueError(f"{where} {len(missing)} prompts, such as '{next(iter(missing.values()))[:60]}'")
     if missing:
-        known |= embed(missing.values(), args)
+        known |= embed(missing.values(), encoder_options(args))
     return {k: known[k] for k in prompts}
 
 
@@ -127,10 +128,8 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
     vae = None
     if videos:
         device = pick_device(args.device)
-        name = args.vae_dtype if args.vae_dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
-        vae = wan_vae.load(args.vae, DTYPES[name], device)
-        if args.tiling:
-            vae.model.enable_tiling()
+        name = wan_vae.dtype_for(args.vae_dtype, device)
+        vae = wan_vae.load(args.vae, DTYPES[name], device, args.tiling)
         settings |= {"vae_dtype": name, "tiling": args.tiling, "vae": vae.digest}
     space = vae.space if vae else list_clips([next(iter(clips.values()))[0]])[0].space
     present = shards.scan(args.output, settings)

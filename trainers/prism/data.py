@@ -5,12 +5,12 @@ A run is one sampling of a prompt, or one real clip; its latents are stored clea
   latents-*.safetensors   shards of kind "latents"; a clip's entry holds "run", "prompt" and "sigma": the noise level of an
                           intermediate latent of the run, or None for a clean one, which is noised while training
   texts.safetensors       of kind "texts": prompt id -> [words, width], the text encoder's output without padding
-  pairs.jsonl             {"prompt", "a", "b", "outcome": {dimension: 1, 0 or -1}}, a and b being runs
+  comparisons.jsonl       {"prompt", "a", "b", "outcome": {dimension: 1, 0 or -1}}, a and b being runs; earlier versions
+                          called it pairs.jsonl, which is still read
 
 `cache`, or `collect` with `label`, write it. Features are not stored: they are a hundred times larger than latents.
 """
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,10 @@ from ..kernels.files import header as file_header
 from ..kernels.files.atomic import write_atomic
 from ..kernels.latent_space import LatentSpace
 from ..latents.read import ClipRef, list_clips, read_clip, shape_of
+from ..preferences.manifest import COMPARISONS, PAIRS, is_comparisons, is_manifest
+from ..scorers.prism_network import noised
 
-TEXTS, PAIRS = "texts.safetensors", "pairs.jsonl"
+TEXTS = "texts.safetensors"
 # In tensors of outcomes: no preference is known.
 MISSING = 2
 # Stored noise levels are rounded to six digits.
@@ -89,7 +91,10 @@ class Batch:
 def load(folder: str | Path) -> PreferenceData:
     """Reads a folder's texts and preferences; latents stay on disk. Raises PrismDataError or FormatError."""
     folder = Path(folder)
-    for name in (TEXTS, PAIRS):
+    path = comparisons_file(folder)
+    if not path.is_file():
+        require_no_manifest(folder)
+    for name in (TEXTS, path.name):
         if not (folder / name).is_file():
             raise PrismDataError(f"{folder}: no {name} in it; `python -m trainers.prism cache`, or collect and label, adds it")
     texts, _ = file_header.read(folder / TEXTS, "texts")
@@ -100,13 +105,13 @@ def load(folder: str | Path) -> PreferenceData:
     for ref in list_clips(shards):
         entry = _entry_of(ref)
         runs[entry["run"]][entry.get("sigma")] = ref
-    rows = _read_rows(folder / PAIRS)
+    rows = _read_rows(path)
     unknown = [r for row in rows for r in (row.a, row.b) if r not in runs]
     if unknown:
-        raise PrismDataError(f"{folder / PAIRS}: {len(unknown)} runs have no latents; the first is '{unknown[0]}'")
+        raise PrismDataError(f"{path}: {len(unknown)} runs have no latents; the first is '{unknown[0]}'")
     wordless = [row.prompt for row in rows if row.prompt not in texts]
     if wordless:
-        raise PrismDataError(f"{folder / PAIRS}: prompt '{wordless[0]}' is not in {TEXTS}")
+        raise PrismDataError(f"{path}: prompt '{wordless[0]}' is not in {TEXTS}")
     dimensions = tuple(sorted({d for row in rows for d in row.outcome}))
     return PreferenceData(ref.space, dict(runs), {k: v.float() for k, v in texts.items()}, rows, dimensions)
 
@@ -120,10 +125,35 @@ def runs_of(folder: str | Path) -> dict[str, list[str]]:
     return {prompt: sorted(runs) for prompt, runs in sorted(found.items())}
 
 
+def comparisons_file(folder: Path) -> Path:
+    """The folder's comparisons: comparisons.jsonl, or the pairs.jsonl of an earlier version where only that exists."""
+    earlier = folder / PAIRS
+    path = folder / COMPARISONS
+    return earlier if not path.is_file() and is_comparisons(earlier) else path
+
+
+def require_no_manifest(folder: Path) -> None:
+    """Raises PrismDataError for an output folder of `trainers.pairs build`, which holds a manifest and no latents."""
+    if is_manifest(folder / PAIRS):
+        raise PrismDataError(
+            f"{folder / PAIRS}: a manifest of `python -m trainers.pairs build`; encode its clips with `python -m "
+            f"trainers.prism cache --pairs {folder / PAIRS}` and another --output"
+        )
+
+
+def remove_comparisons(folder: Path) -> None:
+    """Deletes the folder's comparisons, under their present and their earlier name. Raises OSError."""
+    (folder / COMPARISONS).unlink(missing_ok=True)
+    if is_comparisons(folder / PAIRS):
+        (folder / PAIRS).unlink()
+
+
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes the folder's preferences, atomically. Raises OSError."""
+    """Writes the folder's comparisons, atomically, and deletes those of an earlier version. Raises OSError."""
     lines = [json.dumps({"prompt": r.prompt, "a": r.a, "b": r.b, "outcome": dict(r.outcome)}) for r in rows]
-    write_atomic(folder / PAIRS, lambda partial: Path(partial).write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_atomic(folder / COMPARISONS, lambda partial: Path(partial).write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    if is_comparisons(folder / PAIRS):
+        (folder / PAIRS).unlink()
 
 
 def draw(
@@ -170,9 +200,7 @@ class ClipAtSigma:
         if self.stored:
             level = next(s for s in data.runs[self.run] if s is not None and abs(s - sigma) < SAME_SIGMA)
             return data.state(self.run, level)[:, : self.shape[1]]
-        digest = hashlib.sha256(f"{seed} {self.prompt}".encode()).digest()
-        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
-        return sigma * noise + (1 - sigma) * data.state(self.run, None)[:, : self.shape[1]]
+        return noised(data.state(self.run, None)[:, : self.shape[1]], sigma, seed, self.prompt)
 
 
 def clips_at_sigma(data: PreferenceData, row: Row, sigma: float) -> tuple[ClipAtSigma, ClipAtSigma]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..kernels.latent_space import WAN21
 from ..running.output import provenance, require_output
-from ..wan.prompts import add_encoder, embed, read_prompts, text_id, write_embeddings
+from ..wan.prompts import add_encoder, embed, encoder_options, read_prompts, text_id, write_embeddings
 
 NEGATIVE = "negative"
 
@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     require_output(args.output, args.overwrite)
     prompts = read_prompts(args.prompts)
-    texts = embed([*prompts, args.negative], args)
+    texts = embed([*prompts, args.negative], encoder_options(args))
     keyed = {text_id(p): p for p in prompts}
     kept = {k: texts[k] for k in keyed} | {NEGATIVE: texts[text_id(args.negative)]}
     notes = provenance(args.argv, "trainers.prism") | {"text_encoder": Path(args.text_encoder).name}

@@ -21,6 +21,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     if args.tie < 0:
         raise ValueError(f"--tie must be 0 or more, got {args.tie}")
+    prism_data.require_no_manifest(args.data)
     runs = {name: prompt for prompt, names in prism_data.runs_of(args.data).items() for name in names}
     scores = read_scores(args.scores)
     unknown = [name for name in scores if name not in runs]
@@ -31,7 +32,7 @@ def run(args) -> int:
         raise PrismDataError(f"{args.scores}: no two runs of the same prompt have scores")
     prism_data.write_rows(args.data, rows)
     ties = sum(v == 0 for row in rows for v in row.outcome.values())
-    print(f"{args.data / prism_data.PAIRS}: {len(rows)} pairs of {len(scores)} runs, {ties} ties")
+    print(f"{args.data / prism_data.COMPARISONS}: {len(rows)} pairs of {len(scores)} runs, {ties} ties")
     return 0
 
 

@@ -23,3 +23,11 @@ def file_digest(path: Path) -> str:
         while block := f.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def weights_identity(path: str | None) -> list | None:
+    """[[name, bytes, time of change], ...] of a file or folder of weights, which are not read; None for None."""
+    if path is None:
+        return None
+    files = sorted(Path(path).rglob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    return [[f.name, *identity(f)] for f in files]

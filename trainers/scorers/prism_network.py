@@ -1,5 +1,6 @@
 """A PRISM head on its frozen backbone as one module: noisy latents and prompts in, scores out."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +11,7 @@ from ..wan.dit import WanDit
 from ..wan.text_padding import fold_padding
 
 # Noise levels to measure a head at where the data does not name its own.
-
-LEVELS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1)
+SIGMAS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1)
 
 
 class Scorer(torch.nn.Module):
@@ -47,3 +47,11 @@ def some_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generat
     chosen = torch.rand(batch // 2, count, generator=generator).argsort(dim=1)[:, : max(1, round(share * count))]
     index = torch.cat([chosen, chosen]).to(visual[0].device)[..., None]
     return [v.gather(1, index.expand(-1, -1, v.shape[2])) for v in visual]
+
+
+def noised(z: Tensor, sigma: float, seed: int, prompt: str) -> Tensor:
+    """sigma * noise + (1 - sigma) * z of normalised latents z [C, T, H, W]; the noise follows from the seed, the prompt's id
+    and the shape, so that all clips of a prompt share it."""
+    digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+    return sigma * noise + (1 - sigma) * z

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -31,9 +32,23 @@ def text_id(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-def embed(prompts: Iterable[str], args) -> dict[str, Tensor]:
-    """{text id: embedding [words, width]} by --text_encoder, which is loaded for this call and then freed."""
-    encoder = text_encoder.load(args.text_encoder, DTYPES[args.text_dtype], pick_device(args.device))
+@dataclass(frozen=True)
+class EncoderOptions:
+    """path: of the text encoder, file or folder; dtype: a name of DTYPES; device: as --device."""
+
+    path: str
+    dtype: str = "bfloat16"
+    device: str = "auto"
+
+
+def encoder_options(args) -> EncoderOptions | None:
+    """The options that `add_encoder` and --device added, None without --text_encoder."""
+    return None if args.text_encoder is None else EncoderOptions(args.text_encoder, args.text_dtype, args.device)
+
+
+def embed(prompts: Iterable[str], options: EncoderOptions) -> dict[str, Tensor]:
+    """{text id: embedding [words, width]}; the text encoder is loaded for this call and then freed."""
+    encoder = text_encoder.load(options.path, DTYPES[options.dtype], pick_device(options.device))
     wanted = sorted({text_id(p): p for p in prompts}.items())
     found = {}
     with Bar("embedding", len(wanted), "prompt") as bar:

@@ -51,10 +51,20 @@ class WanVae:
         return z
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> WanVae:
+def dtype_for(wanted: str, device: torch.device) -> str:
+    """A name of DTYPES for --vae_dtype: "auto" is float32 on a CPU, else bfloat16."""
+    if wanted != "auto":
+        return wanted
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def load(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", tiling: bool = False
+) -> WanVae:
     """A Wan 2.1 or 2.2 VAE from a .safetensors file in the original layout, or from a diffusers folder.
 
-    Raises VaeError, LatentSpaceError or FileNotFoundError.
+    tiling: encode and decode in tiles of 256 pixels: less memory, other latents at seams. Raises VaeError, LatentSpaceError
+    or FileNotFoundError.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,6 +76,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     model = model.requires_grad_(False).train(False).to(device)
     if torch.device(device).type == "cpu":
         channels_last(model)
+    if tiling:
+        model.enable_tiling()
     return WanVae(model, space, weights.name if weights == path else path.name, file_digest(weights))
 
 
