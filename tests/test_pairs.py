@@ -533,14 +533,14 @@ class TestGroups:
         (tmp_path / "a" / "b" / "x.mp4").write_bytes(b"")
         (tmp_path / "c" / "b").mkdir(parents=True)
         (tmp_path / "c" / "b" / "x.mp4").write_bytes(b"")
-        with pytest.raises(GroupError, match="two groups are called 'b'"):
+        with pytest.raises(GroupError, match="two groups have the name 'b'"):
             groups.read([tmp_path / "a", tmp_path / "c"])
         with pytest.raises(GroupError, match="no clips in its subfolders"):
             groups.read([tmp_path])
         with pytest.raises(FileNotFoundError):
             groups.read([tmp_path / "nowhere"])
         (tmp_path / "c" / "b" / "x.mov").write_bytes(b"")
-        with pytest.raises(GroupError, match="two files of video under one name"):
+        with pytest.raises(GroupError, match="two files of video with one name"):
             groups.read([tmp_path / "c"])
         (tmp_path / "a" / "b" / "prompt.txt").write_text("\n")
         with pytest.raises(GroupError, match=r"prompt\.txt: is empty"):
@@ -594,7 +594,7 @@ def test_what_a_clip_lacks_is_said_before_anything_is_scored(tmp_path, models, c
 def test_a_table_with_several_dimensions_must_say_which_decides(tmp_path):
     row = {"prompt": "p", "a": "x", "b": "y", "preference": {"look": "b", "motion": "tie"}}
     (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(tables.PairsError, match="has the dimensions look, motion; say which"):
+    with pytest.raises(tables.PairsError, match="has the dimensions look, motion; name the one that decides"):
         manifest.read(tmp_path / "t.jsonl")
     (found,) = manifest.read(tmp_path / "t.jsonl", dimension="look")
     assert (found.winner.name, found.loser.name) == ("y", "x")

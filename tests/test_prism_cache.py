@@ -151,7 +151,7 @@ def test_prompts_embedded_before_are_used(table, vae_file, tmp_path, capsys):  #
     ("edit", "more", "message"),
     [
         (lambda t: t.replace("path_B", "other"), {}, "no column 'path_B'"),
-        (lambda t: t.replace("2a.mkv", "9a.mkv"), {}, "names 1 files that are not there"),
+        (lambda t: t.replace("2a.mkv", "9a.mkv"), {}, "lists 1 files that do not exist"),
         (lambda t: t, {"dimensions": ("--dimensions", "MQ")}, "in dimension 'MQ' every pair is a tie"),
         (lambda t: t, {"dimensions": ("--dimensions", "TA")}, "no dimension 'TA'"),
         (lambda t: t, {"text": ()}, "--text_encoder or --texts is needed"),

@@ -62,7 +62,7 @@ def test_lines_of_json(tmp_path):
         ("t.csv", "path_A,path_B,prompt,note\na,b,p,nice\n", "no column of labels"),
         ("t.csv", "prompt,score\np,1\n", "no column 'video'"),
         ("t.csv", "prompt,video,remark\np,1,nice\n", "no column of scores"),
-        ("t.csv", ALIGN.splitlines()[0] + "\n", "no pair in it"),
+        ("t.csv", ALIGN.splitlines()[0] + "\n", "contains no pair"),
         ("t.jsonl", '{"prompt": "p", "a": "x"}', "line 1: KeyError"),
         ("t.jsonl", '{"prompt": "p", "a": "x", "b": "y", "preference": "left"}', "line 1: KeyError 'left'"),
         ("t.jsonl", "not json", "line 1: JSONDecodeError"),
@@ -81,7 +81,7 @@ def test_a_missing_table_file_or_dimension_is_named(tmp_path):
     table = write(tmp_path / "t.csv", ALIGN)
     with pytest.raises(PairsError, match="no dimension 'fun'; it has MQ, Overall, TA, VQ"):
         read(table, dimensions=["fun"])
-    with pytest.raises(PairsError, match=r"names 4 files that are not there, the first is .*1.mp4"):
+    with pytest.raises(PairsError, match=r"lists 4 files that do not exist, the first is .*1.mp4"):
         require_files(read(table), "t.csv")
 
 

@@ -1,13 +1,13 @@
-"""Scores clips by the consistency of their geometry: without any weights, or from depth and poses where --geometry has them.
+"""Scores clips by geometric consistency: from point tracks, or from depth and poses for clips that --geometry has files of.
 
 OUTPUT/scores.jsonl has a line for each clip, written as soon as it is scored:
 
   {"video": relative name, "file": [bytes, time of change], "geometry": null or [name, bytes, time of change],
    "settings": digest, "seconds": s, "notes": [...], "record": {...}}       or "skipped": reason instead of "record"
 
-"record" is kernels.geometry.record's: score (0 to 1, higher is better), verdict, measurements with an "error" (lower is
-better), per-frame errors. A clip is read frame by frame at its own rate. Run again, clips that are scored are not scored
-anew unless their file or their geometry changed; skipped ones are tried again. report.json has the counts.
+"record" is a GeometryRecord (kernels.geometry.record): score (0 to 1, higher is better), verdict, measurements with an
+"error" (lower is better), per-frame errors. A clip is read at its own frame rate. A second run scores skipped clips, and
+clips whose video or geometry file changed. report.json has the counts.
 """
 
 import json
@@ -42,7 +42,7 @@ def add_arguments(parser) -> None:
     files.add_argument(
         "--lpips", nargs="+", default=(), metavar="FILE", help="LPIPS (VGG) weights, one file or two, used with --geometry"
     )
-    files.add_argument("--overwrite", action="store_true", help="forget what an earlier run left in --output")
+    files.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in --output")
     clips = parser.add_argument_group("clips")
     clips.add_argument("--frames", type=int, default=81, help="at most, from the start of each clip (default 81)")
     clips.add_argument("--size", choices=list(BUCKETS), help="scale and crop to this size first (default: as it is)")
@@ -86,7 +86,7 @@ def run(args) -> int:
     known = _known(scores)
     done = {name: known[name] for name in tasks}
     _write_report(report, tasks, done, described, args)
-    # A clip scored anew has two lines by now, of which the last counts.
+    # A clip that was scored again has two lines, of which the last counts.
     results_log.write(scores, [known[name] for name in sorted(known)])
     rows = [done[name] for name in tasks]
     print(table(rows))
@@ -108,7 +108,7 @@ def settings_of(args) -> GeometrySettings:
     if args.lpips and args.geometry is None:
         raise ValueError("--lpips is used with --geometry only: reprojection needs depth and poses")
     if args.lpips:
-        # What is wrong with it is wrong with every clip.
+        # Weights that cannot be loaded concern every clip.
         load_lpips(tuple(args.lpips))
     return GeometrySettings(args.frames, args.size, args.backend, tuple(args.lpips))
 
@@ -127,7 +127,7 @@ def status(row: dict) -> str:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """A line a clip: verdict, score and the measurements that any of them has; then the reasons of skipped ones."""
+    """One line per clip: verdict, score and the measurements that any clip has; then the reasons of skipped clips."""
     scored = [r for r in rows if "record" in r]
     shown = [c for c in COLUMNS if any(r["record"]["measurements"].get(c) is not None for r in scored)]
     lines = [("clip", "scorer", "verdict", "score", *shown)]

@@ -47,7 +47,7 @@ def add_arguments(parser) -> None:
         "--groups", nargs="+", required=True, metavar="DIR_OR_RECORDS", help="folders of subfolders, or records"
     )
     files.add_argument("--output", required=True, type=Path, metavar="DIR")
-    files.add_argument("--overwrite", action="store_true", help="forget the scores that an earlier run left in --output")
+    files.add_argument("--overwrite", action="store_true", help="delete the scores of an earlier run in --output")
     by = parser.add_argument_group("scores")
     by.add_argument(
         "--by", nargs="+", default=["geometry=1"], metavar="NAME=WEIGHT",
@@ -64,7 +64,7 @@ def add_arguments(parser) -> None:
     by.add_argument("--texts", metavar="FILE", help="prism: prompts made by `trainers.prism embed`")
     add_encoder(by, required=False)
     by.add_argument("--manifold", metavar="FILE", help="shell_lcc: the manifold")
-    take = parser.add_argument_group("filters (of geometry: where it is among the scores, or came with the records)")
+    take = parser.add_argument_group("filters (by geometry, where it is among the scores or came with the records)")
     take.add_argument(
         "--keep_undetermined", action="store_true", help="let clips win and lose whose geometry cannot be judged"
     )

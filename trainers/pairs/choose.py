@@ -12,8 +12,11 @@ from .scores import Scores
 
 @dataclass
 class GroupResult:
-    """What became of a group. rejected: {candidate: why it takes no part}; tried: pairs in their order, and why each was not
-    taken; combined: {candidate: score}; reason: why there is no pair."""
+    """The result for one group.
+
+    rejected: {candidate: reason}; combined: {candidate: score} of the others; tried: rejected pairs in the order in which they
+    were tried, with reasons; taken: the pairs; reason: why there is none, or None.
+    """
 
     group: Group
     rejected: dict[str, Rejection] = field(default_factory=dict)
@@ -24,7 +27,7 @@ class GroupResult:
 
 
 def choose(group: Group, scores: Scores, weights: Mapping[str, float], limits: Limits, most: int = 1) -> GroupResult:
-    """The pairs of a group, most different first, and why each candidate or pair before them was not taken."""
+    """The pairs of a group, at most `most`, tried in order of decreasing difference of the combined scores."""
     result = GroupResult(group)
     for c in group.candidates:
         if why := _candidate_rejection(c.name, scores, weights, limits):
@@ -45,7 +48,7 @@ def choose(group: Group, scores: Scores, weights: Mapping[str, float], limits: L
     if not ranked:
         result.reason = Rejection("ties", f"all {len(usable)} usable candidates score the same")
     elif not result.taken:
-        # What stood against the best and the worst is the group's reason.
+        # The reason against the best and the worst candidate stands for the group.
         result.reason = result.tried[0][1]
     return result
 

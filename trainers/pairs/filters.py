@@ -1,7 +1,8 @@
-"""Whether a clip may take part, and whether one may win over another: each filter a function that gives its reason.
+"""Filters of candidates and of pairs by geometry; each returns a Rejection with its reason, or None.
 
-Filters read geometry records, of tracks (kernels.geometry.tracks) or of depth and poses (kernels.geometry.dense). What a
-record does not hold is not asked of it: a dense one has no parallax and no tracks, and its motion is its translation.
+Filters read geometry records, of tracks (kernels.geometry.tracks) or of depth and poses (kernels.geometry.dense). A
+filter passes records that lack its measurement: a dense record has no parallax and no tracks, and its motion is its
+translation.
 """
 
 import math
@@ -34,12 +35,12 @@ class Limits:
 
 
 def of_candidate(record: GeometryRecord, limits: Limits) -> Rejection | None:
-    """Why a clip may neither win nor lose, or None."""
+    """The rejection of a clip that may be neither winner nor loser, or None."""
     return (gate(record) if limits.gate else None) or lost_tracks(record, limits.lost)
 
 
 def of_pair(winner: GeometryRecord, loser: GeometryRecord, limits: Limits) -> Rejection | None:
-    """Why one clip may not win over another, or None."""
+    """The rejection of a pair, or None."""
     return (
         matched_motion(winner, loser, *limits.motion)
         or enough_parallax(winner, loser, limits.parallax)
@@ -49,14 +50,14 @@ def of_pair(winner: GeometryRecord, loser: GeometryRecord, limits: Limits) -> Re
 
 
 def gate(record: GeometryRecord) -> Rejection | None:
-    """Clips whose geometry cannot be judged."""
+    """Clips with an undetermined verdict."""
     if record.verdict != UNDETERMINED:
         return None
     return Rejection("gate", f"undetermined: {record.reason}")
 
 
 def lost_tracks(record: GeometryRecord, most: float) -> Rejection | None:
-    """Hard cuts and clips that fall apart lose tracks, and what is left of them may fit well."""
+    """Hard cuts and disintegrating clips lose tracks, and the remaining tracks may fit well."""
     lost = record.measurements.get("lost", math.nan)
     if not lost > most:
         return None
@@ -64,7 +65,7 @@ def lost_tracks(record: GeometryRecord, most: float) -> Rejection | None:
 
 
 def matched_motion(winner: GeometryRecord, loser: GeometryRecord, low: float, high: float) -> Rejection | None:
-    """Whoever moves less errs less: slow against fast says nothing."""
+    """A clip with less motion has less error, so both clips of a pair must have similar motion."""
     ratio = _ratio(motion(winner), motion(loser))
     if math.isnan(ratio) or low <= ratio <= high:
         return None
@@ -74,7 +75,7 @@ def matched_motion(winner: GeometryRecord, loser: GeometryRecord, low: float, hi
 
 
 def enough_parallax(winner: GeometryRecord, loser: GeometryRecord, least: float) -> Rejection | None:
-    """A winner with less parallax than its loser may only have been harder to catch."""
+    """A winner with less parallax than its loser may only have been less testable."""
     ratio = _ratio(*(r.measurements.get("parallax", math.nan) for r in (winner, loser)))
     if math.isnan(ratio) or ratio >= least:
         return None
@@ -82,7 +83,7 @@ def enough_parallax(winner: GeometryRecord, loser: GeometryRecord, least: float)
 
 
 def relative_gap(winner: GeometryRecord, loser: GeometryRecord, least: float) -> Rejection | None:
-    """least 0 switches this off: then a winner by other scores may have the larger error."""
+    """least = 0 switches this filter off; then the winner by other scores may have the larger error."""
     found = gap(winner, loser)
     if least <= 0 or found >= least:
         return None
@@ -90,7 +91,7 @@ def relative_gap(winner: GeometryRecord, loser: GeometryRecord, least: float) ->
 
 
 def good_enough(winner: GeometryRecord, max_error: float | None) -> Rejection | None:
-    """The better of two bad clips is no example to follow."""
+    """The better of two bad clips must not become a training example."""
     if max_error is None:
         if winner.verdict != INCONSISTENT:
             return None
@@ -101,7 +102,8 @@ def good_enough(winner: GeometryRecord, max_error: float | None) -> Rejection | 
 
 
 def gap(winner: GeometryRecord, loser: GeometryRecord) -> float:
-    """(loser's error - winner's) / loser's: 1 is perfect, 0 a tie, negative where the loser errs less."""
+    """(loser's error - winner's error) / loser's error: 1 for an error-free winner, 0 for equal errors, negative where the
+    loser has the smaller error."""
     if math.isinf(loser.error):
         return 0.0 if math.isinf(winner.error) else 1.0
     if loser.error == 0:

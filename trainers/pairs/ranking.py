@@ -1,15 +1,15 @@
-"""Several scores of a group's candidates as one, and its pairs, those that differ most first."""
+"""Weighted mean of standardised scores within a group, and all pairs in order of decreasing difference."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-# Scores this close, relative to their size, are equal: what is left is rounding.
+# Scores that differ by less, relative to their size, are equal up to rounding.
 SAME = 1e-9
 
 
 class Ranked(NamedTuple):
-    """One pair. margin: combined score of the winner over the loser's, above 0, in standard deviations of the group."""
+    """A pair. margin: combined score of the winner minus the loser's, above 0, in standard deviations of the group."""
 
     winner: str
     loser: str
@@ -26,8 +26,8 @@ def standardise(values: Sequence[float]) -> list[float]:
 
 
 def combine(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
-    """{candidate: score} from {scorer: {candidate: value, higher is better}}: each scorer standardised within the group,
-    then their mean by weight. All scorers have the same candidates."""
+    """{candidate: score} from {scorer: {candidate: value, higher is better}}: the weighted mean of the scorers' values,
+    standardised within the group. All scorers have the same candidates."""
     total = sum(map(abs, weights.values()))
     names = list(next(iter(scores.values())))
     combined = dict.fromkeys(names, 0.0)
@@ -38,7 +38,7 @@ def combine(scores: Mapping[str, Mapping[str, float]], weights: Mapping[str, flo
 
 
 def pairs(combined: Mapping[str, float]) -> list[Ranked]:
-    """Every pair that is no tie, best against worst first; among equals by name."""
+    """All pairs that are not ties, in order of decreasing margin; equal margins by name."""
     found = []
     for a, b in combinations(sorted(combined), 2):
         margin = combined[a] - combined[b]

@@ -1,4 +1,4 @@
-"""What `pairs build` writes about its choice: rows of pairs and of groups, counts, quantiles, and the closing summary."""
+"""Output of `pairs build`: rows of the manifest and of groups.jsonl, the counts of report.json, and the printed summary."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def pair_row(result: GroupResult, pair: Ranked, scores: Scores, labelled: Mapping[str, float]) -> dict:
-    """A line of the manifest. labelled: weights of the scorers whose own preference is a dimension of its own."""
+    """A row of the manifest. labelled: {scorer: weight} of scorers whose own preference is added as a dimension."""
     by_name = {c.name: c for c in result.group.candidates}
     a, b = by_name[pair.winner], by_name[pair.loser]
     values = {side: {s: v[c.name] for s, v in scores.values.items()} for side, c in (("a", a), ("b", b))}
@@ -33,6 +33,7 @@ def pair_row(result: GroupResult, pair: Ranked, scores: Scores, labelled: Mappin
 
 
 def group_row(result: GroupResult, scores: Scores, folder: Path) -> dict:
+    """A row of groups.jsonl; files are relative to `folder`."""
     candidates = []
     for c in result.group.candidates:
         record, why = scores.records.get(c.name), result.rejected.get(c.name)
@@ -53,6 +54,7 @@ def group_row(result: GroupResult, scores: Scores, folder: Path) -> dict:
 
 
 def report_of(chosen: Sequence[GroupResult], rows: Sequence[dict], scores: Scores, weights, limits: Limits) -> dict:
+    """The counts of report.json. rows: of the manifest."""
     candidates = [why.filter for g in chosen for why in g.rejected.values()]
     agreement = {}
     for scorer in scores.values:
@@ -82,7 +84,7 @@ def report_of(chosen: Sequence[GroupResult], rows: Sequence[dict], scores: Score
 
 
 def summary(report: dict) -> str:
-    """The closing summary."""
+    """The printed summary of a report."""
     lines = [f"{report['groups']['with a pair']} of {report['groups']['all']} groups gave {report['pairs']} pairs"]
     for title, counts in (
         ("groups left out", report["groups"]["reasons"]),
@@ -91,13 +93,13 @@ def summary(report: dict) -> str:
         lines += [f"  {title}: {n:4d}  {reason}" for reason, n in counts.items()]
     for name, values in report["quantiles"].items():
         if values:
-            lines.append(f"  {name}: " + "  ".join(f"{v:.3g}" for v in values) + "  (least, quartiles, most)")
+            lines.append(f"  {name}: " + "  ".join(f"{v:.3g}" for v in values) + "  (minimum, quartiles, maximum)")
     lines += [f"  {name} prefers the winner in {share:.0%} of the pairs" for name, share in report["agreement"].items()]
     return "\n".join([*lines, f"  contact sheet: {report['contact_sheet']}"])
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
-    """Least, quartiles and most of values, interpolated; none of none."""
+    """Minimum, quartiles and maximum, linearly interpolated; [] for no values."""
     if not values:
         return []
     ordered = sorted(values)

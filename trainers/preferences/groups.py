@@ -1,8 +1,8 @@
-"""Groups of candidate clips of one prompt each: subfolders of a folder, or our preference records.
+"""Groups of candidate clips, one prompt per group: subfolders of a folder, or preference records.
 
-In a folder of subfolders, each subfolder has one prompt's clips: videos, latents (.safetensors, .latent, .pt, one clip a
-file), or both of one clip under one name (a.mp4 and a.safetensors). The prompt stands in its prompt.txt, else the folder's
-name is it. A folder that holds clips itself, and no such subfolder, is one group.
+Each subfolder has the clips of one prompt: videos, latents (.safetensors, .latent, .pt, one clip per file), or both for one
+clip under one name (a.mp4 and a.safetensors). The prompt is the text of its prompt.txt, otherwise the folder's name. A folder
+that has clips of its own and no such subfolder is one group.
 """
 
 from collections import defaultdict
@@ -19,12 +19,12 @@ PROMPT = "prompt.txt"
 
 
 class GroupError(ValueError):
-    """A folder has no groups that can be used; the message names it and says why."""
+    """A folder has no usable group; the message names it and states the reason."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One clip. name: unique among all groups; stored: scores that came with it, higher is better."""
+    """A candidate clip. name: unique among all groups; stored: scores of its preference record, higher is better."""
 
     name: str
     video: Path | None
@@ -35,7 +35,7 @@ class Candidate:
 
     @property
     def path(self) -> Path:
-        """What a manifest names: latents where there are any, since they come straight from the sampler."""
+        """The file that a manifest names: the latents if there are any, since they come straight from the sampler."""
         return self.latents or self.video
 
 
@@ -49,7 +49,7 @@ class Group:
 
 
 def read(paths: Iterable[str | Path]) -> list[Group]:
-    """Every group of folders and of records.jsonl files. Raises GroupError, RecordError or FileNotFoundError."""
+    """All groups of folders and of records.jsonl files. Raises GroupError, RecordError or FileNotFoundError."""
     groups: list[Group] = []
     for path in map(Path, paths):
         if path.is_file() or (path / preference_records.RECORDS).is_file():
@@ -61,12 +61,12 @@ def read(paths: Iterable[str | Path]) -> list[Group]:
     known: dict[str, Group] = {}
     for group in groups:
         if known.setdefault(group.name, group) is not group:
-            raise GroupError(f"two groups are called '{group.name}'; give the folder above both instead, or each only once")
+            raise GroupError(f"two groups have the name '{group.name}'; give their parent folder, or each folder only once")
     return groups
 
 
 def prompt_of(folder: Path) -> str:
-    """What prompt.txt in a folder says, else the folder's name. Raises GroupError for an empty one or one not in UTF-8."""
+    """The text of a folder's prompt.txt, otherwise the folder's name. Raises GroupError for an empty or non-UTF-8 file."""
     path = folder / PROMPT
     if not path.is_file():
         return folder.resolve().name
@@ -75,7 +75,7 @@ def prompt_of(folder: Path) -> str:
     except UnicodeDecodeError as e:
         raise GroupError(f"{path}: not a text file in UTF-8 ({e.reason})") from e
     if not text:
-        raise GroupError(f"{path}: is empty; expected the prompt of the clips beside it")
+        raise GroupError(f"{path}: is empty; expected the prompt of the clips in this folder")
     return text
 
 
@@ -87,7 +87,7 @@ def _of_records(path: Path) -> list[Group]:
         ]
         groups.append(Group(record.id, record.prompt, candidates))
     if not groups:
-        raise GroupError(f"{path}: no record in it")
+        raise GroupError(f"{path}: contains no record")
     return groups
 
 
@@ -109,6 +109,6 @@ def _of_subfolder(folder: Path) -> Group:
         kind = "video" if suffix in VIDEO_SUFFIXES else "latents" if suffix in LATENT_SUFFIXES else None
         if kind and found[path.stem].setdefault(kind, path) is not path:
             other = found[path.stem][kind]
-            raise GroupError(f"{other} and {path.name}: two files of {kind} under one name; leave one of them out")
+            raise GroupError(f"{other} and {path.name}: two files of {kind} with one name; remove one of them")
     candidates = [Candidate(f"{name}/{stem}", f.get("video"), f.get("latents")) for stem, f in found.items() if f]
     return Group(name, prompt_of(folder), candidates)

@@ -1,4 +1,4 @@
-"""The manifest of preference pairs, and winners and losers read from it or from any table of trainers.preferences.tables.
+"""The manifest of preference pairs (pairs.jsonl): writing it, and reading winners and losers from it or from any table.
 
 pairs.jsonl has a line for each pair: {"prompt", "a": winner's file, "b": loser's file, "preference": "a", or an object of
 "a", "b" or "tie" by dimension, "scores_a", "scores_b": {scorer: number}, "group", "seed_a", "seed_b",
@@ -44,7 +44,7 @@ def read(path: str | Path, root: str | Path | None = None, dimension: str | None
     if dimension is None:
         dimension = OVERALL if OVERALL in known else known[0]
         if dimension != OVERALL and len(known) > 1:
-            raise PairsError(f"{path}: has the dimensions {', '.join(known)}; say which of them decides")
+            raise PairsError(f"{path}: has the dimensions {', '.join(known)}; name the one that decides")
     if dimension not in known:
         raise PairsError(f"{path}: no dimension '{dimension}'; it has {', '.join(known)}")
     found = []
@@ -81,20 +81,20 @@ def require_no_foreign(folder: Path) -> None:
 
 
 def write(path: Path, rows: Iterable[dict]) -> None:
-    """All rows, their "a" and "b" being Paths, whole or not at all. Raises OSError."""
+    """Writes all rows, whose "a" and "b" are Paths, atomically. Raises OSError."""
     results_log.write(path, [row | {side: relative(row[side], path.parent) for side in "ab"} for row in rows])
 
 
 def write_report(path: Path, report: dict) -> None:
-    """A JSON object, whole or not at all. Raises OSError."""
+    """Writes a JSON object atomically. Raises OSError."""
     text = json.dumps(report, indent=1) + "\n"
     write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
 
 
 def relative(file: Path, folder: Path) -> str:
-    """A file as seen from a folder, so that both can be moved together; as it is where no way leads there (Windows drives)."""
+    """The path of a file relative to a folder, so that both can be moved together; absolute on another Windows drive."""
     try:
-        # A link among the folders would lead ".." astray; the file itself may be one.
+        # ".." after a symbolic link leads elsewhere, so folders are resolved; the file itself may be a link.
         return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
     except ValueError:
         return file.resolve().as_posix()

@@ -1,12 +1,12 @@
-"""Preference pairs from the tables that people have, all read to one form.
+"""Readers of preference tables (VideoAlign, VideoGen-RewardBench, score tables, JSON Lines, preference records) as pairs.
 
   .csv    VideoGen-RewardBench and VideoAlign: path_A, path_B, prompt and labels A, B or same in columns such as VQ, MQ,
           TA, Overall; or VideoFeedback-like score rows: a prompt, a video and numbers, of which all pairs of one prompt
           are formed and equal scores are ties
-  .jsonl  one object a line: {"prompt", "a", "b", "preference"}, where preference is "a", "b" or "tie", or an object of
+  .jsonl  one object per line: {"prompt", "a", "b", "preference"}, where preference is "a", "b" or "tie", or an object of
           such by dimension; or score rows as above: {"prompt", "video", "scores": {dimension: number}}
-  records our preference records, a folder or its records.jsonl: the preferred pair of each record, as "overall", and all
-          its pairs by the scores that its candidates have
+  records preference records, a folder or its records.jsonl: the preferred pair of each record, as "overall", and all its
+          pairs by the candidates' scores
 
 Paths are relative to the table's folder, or to --root.
 """
@@ -31,14 +31,14 @@ VIDEO_NAMES = ("video", "video link", "path", "video_path")
 
 
 class PairsError(ValueError):
-    """A table cannot be used; the message names the file, what was expected and what was found."""
+    """A table cannot be used; the message names the file, the expected content and what was found."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two clips of one prompt. outcome: dimension -> 1 where a is better, 0 where they tie, -1 where b is better.
 
-    scores: {"a" or "b": {scorer: number}}, what decided it, where the table says so; no part of what makes pairs equal.
+    scores: {"a" or "b": {scorer: number}} where the table has them; not compared by ==.
     """
 
     prompt: str
@@ -65,7 +65,7 @@ def read(table: str | Path, root: str | Path | None = None, dimensions: Sequence
     else:
         raise PairsError(f"{path}: expected a .csv or .jsonl table")
     if not pairs:
-        raise PairsError(f"{path}: no pair in it")
+        raise PairsError(f"{path}: contains no pair")
     if dimensions is not None:
         known = sorted({d for p in pairs for d in p.outcome})
         missing = [d for d in dimensions if d not in known]
@@ -77,15 +77,15 @@ def read(table: str | Path, root: str | Path | None = None, dimensions: Sequence
 
 
 def base_of(table: str | Path, root: str | Path | None = None) -> Path:
-    """What a table's paths are relative to."""
+    """The folder that a table's paths are relative to."""
     return Path(root) if root is not None else Path(table) if Path(table).is_dir() else Path(table).parent
 
 
 def require_files(pairs: Iterable[Pair], source: str) -> None:
-    """Raises PairsError naming the first file that is not there, and how many are missing."""
+    """Raises PairsError with the number of missing files and the name of the first."""
     missing = sorted({str(f) for p in pairs for f in (p.a, p.b) if not f.is_file()})
     if missing:
-        raise PairsError(f"{source}: names {len(missing)} files that are not there, the first is {missing[0]}; give --root")
+        raise PairsError(f"{source}: lists {len(missing)} files that do not exist, the first is {missing[0]}; give --root")
 
 
 def require_classes(pairs: Sequence[Pair], source: str) -> None:
@@ -97,7 +97,7 @@ def require_classes(pairs: Sequence[Pair], source: str) -> None:
 
 
 def of_scores(rows: Sequence[tuple[str, Path, dict[str, float]]]) -> list[Pair]:
-    """Every pair of one prompt among (prompt, clip, {dimension: score}); a dimension counts where both have it."""
+    """All pairs of clips of one prompt from (prompt, clip, {dimension: score}), in the dimensions that both clips have."""
     groups = defaultdict(list)
     for prompt, clip, scores in rows:
         groups[prompt].append((clip, scores))
@@ -127,7 +127,7 @@ def _from_csv(path: Path, base: Path) -> list[Pair]:
     prompt, video = (_one_of(columns, names, path) for names in (PROMPT_NAMES, VIDEO_NAMES))
     dimensions = [c for c in columns if c not in (prompt, video, "id") and rows and all(_is_number(r[c]) for r in rows)]
     if not dimensions:
-        raise PairsError(f"{path}: no column of scores beside '{prompt}' and '{video}'")
+        raise PairsError(f"{path}: no column of scores other than '{prompt}' and '{video}'")
     return of_scores([(r[prompt], base / r[video], {d: float(r[d]) for d in dimensions}) for r in rows])
 
 

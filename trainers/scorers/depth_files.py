@@ -2,12 +2,12 @@
 
   NAME.safetensors  of the Save Geometry node
   NAME.npz          depth or depths [S, h, w]; K or intrinsics [S, 3, 3] or [3, 3]; world_to_camera, extrinsics or poses
-                    [S, 3, 4] or [S, 4, 4], OpenCV axes, world to camera; and, if need be, frame_indices [S] (which frames of
-                    the clip; without them every frame), images [S, h, w, 3] (the frames as that tool saw them) and
+                    [S, 3, 4] or [S, 4, 4], OpenCV axes, world to camera; optionally frame_indices [S] (frames of the
+                    clip; default all), images [S, h, w, 3] (the frames as that tool saw them) and
                     confidence [S, h, w]. A leading dimension of 1 is dropped everywhere.
 
-K may be in pixels of the depth, in pixels of the video, or in units of the picture's width and height: whichever puts its
-principal point nearest to the middle of the picture is taken.
+K may be in pixels of the depth, in pixels of the video, or in units of the image's width and height: the unit in which its
+principal point is nearest to the image centre is used.
 """
 
 import zipfile
@@ -34,7 +34,7 @@ UNITS = ("pixels of the depth", "pixels of the video", "units of the picture's s
 
 @dataclass(frozen=True)
 class Saved:
-    """A file's content. views: its images may be None; counted: whether the file says how many frames its clip has."""
+    """The content of a file. views: its images may be None; counted: whether the file has the number of frames of its clip."""
 
     path: Path
     views: Views
@@ -42,15 +42,15 @@ class Saved:
 
     @property
     def frames(self) -> int:
-        """How many frames of the clip to read: one too many where that shows that it is another clip."""
+        """The number of frames to read: one more than expected, where that detects another clip."""
         return self.views.frames + 1 if self.counted else max(self.views.frame_indices, default=0) + 1
 
 
 def find(folder: Path, clip: str) -> Path | None:
-    """The geometry of the clip of that relative name: the same name with another suffix. Raises GeometryError for two."""
+    """The geometry file of a clip: its relative name with another suffix, or None. Raises GeometryError for two such files."""
     found = [p for p in (folder / Path(clip).with_suffix(suffix) for suffix in SUFFIXES) if p.is_file()]
     if len(found) > 1:
-        raise GeometryError(f"{found[0]} and {found[1].name}: two files of geometry for one clip; leave one of them out")
+        raise GeometryError(f"{found[0]} and {found[1].name}: two files of geometry for one clip; remove one of them")
     return found[0] if found else None
 
 
@@ -60,7 +60,7 @@ def read(path: Path) -> Saved:
 
 
 def views_of(saved: Saved, frames: Tensor) -> Views:
-    """Views of a clip's frames [T, H, W, 3] that can be scored. Raises GeometryError, also where it is another clip's."""
+    """Views for scoring, of a clip's frames [T, H, W, 3]. Raises GeometryError, also for a file of another clip."""
     views = saved.views if saved.counted else replace(saved.views, frames=len(frames))
     beyond = [i for i in views.frame_indices if not 0 <= i < views.frames]
     if beyond:
@@ -115,15 +115,15 @@ def _read_npz(path: Path) -> Saved:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
-        raise GeometryError(f"{path}: damaged or not an .npz; save it anew")
+        raise GeometryError(f"{path}: damaged or not an .npz; save it again")
     try:
-        # numpy runs nothing that a file holds unless it is asked to.
+        # numpy loads no Python objects unless asked to.
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as e:
         if "Object arrays" in str(e):
             raise GeometryError(f"{path}: holds Python objects, none of which was run; save plain arrays of numbers") from e
-        raise GeometryError(f"{path}: damaged ({' '.join(str(e).split())[:160]}); save it anew") from e
+        raise GeometryError(f"{path}: damaged ({' '.join(str(e).split())[:160]}); save it again") from e
 
 
 def _with_K_in_pixels(views: Views, video: tuple[int, int]) -> Views:
@@ -133,7 +133,7 @@ def _with_K_in_pixels(views: Views, video: tuple[int, int]) -> Views:
     unit = min(UNITS, key=lambda u: abs(cx / sizes[u][0] - 0.5) + abs(cy / sizes[u][1] - 0.5))
     if sizes[unit] == size:
         return views
-    return replace(views, K=rescale_K(views.K, sizes[unit], size), notes=[*views.notes, f"K was taken to be in {unit}"])
+    return replace(views, K=rescale_K(views.K, sizes[unit], size), notes=[*views.notes, f"K was assumed to be in {unit}"])
 
 
 def _images(array: np.ndarray, path: Path) -> Tensor:

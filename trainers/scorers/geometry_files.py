@@ -1,4 +1,4 @@
-"""Geometry consistency of a clip: from point tracks alone, or from depth and poses; many clips in several processes."""
+"""Geometric consistency of clips in files: from point tracks, or from depth and poses; in several processes."""
 
 import os
 import signal
@@ -26,12 +26,12 @@ MAX_JOBS = 4
 
 
 class ScoringError(ValueError):
-    """The scoring cannot go on; the message says why."""
+    """The scoring cannot continue; the message states the reason."""
 
 
 @dataclass(frozen=True)
 class GeometrySettings:
-    """What decides a clip's figures. size: of trainers.video.sizes, None: as it is; lpips: paths of its one or two files."""
+    """Settings that determine a clip's record. size: of trainers.video.sizes, None: its own; lpips: one or two files."""
 
     frames: int = 81
     size: str | None = None
@@ -53,14 +53,14 @@ class Task:
 
 
 def is_current(row: dict | None, task: Task, digest: str) -> bool:
-    """Whether a row is of this task: with these settings, of these files."""
+    """Whether a row was made from this task's files with these settings."""
     if row is None or row.get("settings") != digest:
         return False
     return row.get("file") == identity(task.path) and row.get("geometry") == _geometry_identity(task)
 
 
 def results(tasks: Sequence[Task], jobs: int, work: Callable[[Task], dict] | None = None) -> Iterator[dict]:
-    """Rows of tasks as they are done, in no order; jobs: processes, 0 for as many as cores. Raises ScoringError."""
+    """Rows of tasks in order of completion; jobs: processes, 0 for as many as cores, MAX_JOBS at most. Raises ScoringError."""
     work = work or score_file
     jobs = min(jobs or min(os.cpu_count() or 1, MAX_JOBS), max(len(tasks), 1))
     if jobs == 1:
@@ -73,15 +73,15 @@ def results(tasks: Sequence[Task], jobs: int, work: Callable[[Task], dict] | Non
                 finished, running = wait(started, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
         except KeyboardInterrupt:
-            # What is at hand is finished and kept; a second Ctrl-C does not wait for it.
+            # Clips that have begun are finished and kept; a second Ctrl-C does not wait for them.
             yield from (future.result() for future in started)
             raise
         except BrokenProcessPool as e:
-            raise ScoringError("a process was ended from outside, perhaps for want of memory; give fewer --jobs") from e
+            raise ScoringError("a worker process was killed, possibly out of memory; give fewer --jobs") from e
 
 
 def score_file(task: Task) -> dict:
-    """One clip's row; a clip that cannot be scored gives a row with the reason. Raises ImportError for a missing backend."""
+    """The row of a clip, with "skipped" and the reason if it cannot be scored. Raises ImportError for a missing backend."""
     started, source = time.perf_counter(), SourceReport(task.name)
     row = {"video": task.name, "file": None, "geometry": None}
     try:
@@ -116,7 +116,7 @@ def load_lpips(paths: tuple[str, ...]) -> lpips.Lpips:
 
 
 def _begin_worker() -> None:
-    # Ctrl-C is the parent's to answer: it lets clips that are being scored finish.
+    # The parent process handles Ctrl-C: it lets clips that are being scored finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
