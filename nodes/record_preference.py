@@ -10,9 +10,9 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.files import preference_records
 from ..kernels.geometry.record import GeometryRecord
 from ..kernels.latent_space import KNOWN, LatentSpace
+from . import preference_folder
 from .latents import AUTO, choose_space, normalised_warning, read_raw
 
 TITLE = "Record Preference"
@@ -158,7 +158,7 @@ class RecordPreference(io.ComfyNode):
         require_one_each("geometry", geometry, count, "score this very batch: set 'clips' of the geometry node to its size")
         if (winner[0] == NOBODY) != (loser[0] == NOBODY):
             raise ValueError(f"{TITLE}: winner {winner[0]} and loser {loser[0]}; give both, or -1 for both")
-        record = preference_records.append(
+        record = preference_folder.append(
             folder,
             prompt[0],
             z,

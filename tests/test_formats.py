@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from trainers.kernels.files import header as formats
 from trainers.kernels.files.header import FormatError, Header
+from trainers.kernels.files.latents import write_latents
 from trainers.kernels.latent_space import WAN21, LatentSpace
 
 HEADER = Header("shell_lcc", WAN21, {"coder": "anchors", "num_bases": 3}, {"auroc": 0.9}, {"seed": 1})
@@ -114,3 +115,17 @@ def test_truncated_file(tmp_path, keep):
 
 def test_metadata_is_plain_json(tmp_path):
     assert json.loads(formats.to_metadata(HEADER)["config"]) == HEADER.config
+
+
+def test_a_file_of_latents_holds_clips_and_what_they_were_made_with(tmp_path):
+    path = tmp_path / "latents.safetensors"
+    clips = {"b": {"source": "b.mp4", "video": "v", "frames": 5}, "a": {"source": "a.mp4", "video": "w", "frames": 5}}
+    tensors = {name: torch.full((16, 2, 4, 4), i).half() for i, name in enumerate(clips)}
+    write_latents(path, tensors, WAN21, clips, settings={"vae": "x"}, videos={"v": {"clips": 1}}, provenance={"seed": 1})
+    found, header = formats.read(path, "latents")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[k], tensors[k]) for k in tensors)
+    config = {"state": "normalised", "settings": {"vae": "x"}, "clips": clips, "videos": {"v": {"clips": 1}}}
+    assert header == Header("latents", WAN21, config, {}, {"seed": 1})
+    write_latents(path, tensors, WAN21, clips)
+    assert formats.read_header(path, "latents").config == {"state": "normalised", "settings": {}, "clips": clips, "videos": {}}

@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.geometry import room
 from benchmarks.toy_world import weights
-from trainers.kernels.files import atomic, preference_records
+from trainers.kernels.files import atomic
 from trainers.kernels.files import header as formats
 from trainers.kernels.geometry import tracks
 from trainers.kernels.geometry.record import CONSISTENT, DENSE, INCONSISTENT, TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
@@ -45,6 +45,7 @@ from trainers.pairs.filters import Limits
 from trainers.pairs.ranking import Ranked
 from trainers.pairs.scores import Scores
 from trainers.preferences import clips, groups, manifest, tables
+from trainers.preferences import records as preference_records
 from trainers.preferences.groups import Candidate, Group, GroupError
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
@@ -54,6 +55,7 @@ from trainers.video.sizes import BUCKETS
 from trainers.wan import dit as wan_dit
 from trainers.wan import vae as wan_vae
 
+from .preference_material import append_record
 from .test_encode import vae_file  # noqa: F401 (a fixture)
 from .test_wan_dit import CONFIG
 from .video_clips import moving, write_clip
@@ -204,7 +206,7 @@ def records(tmp_path):
         ("a red cone", [record(0.15), record(0.05), record(0.3, INCONSISTENT)], (2, 0)),
     ]
     for i, (prompt, geometry, preference) in enumerate(rows):
-        preference_records.append(
+        append_record(
             folder, prompt, latents(3, i), WAN21, model="wan", seeds=[10 * i, 10 * i + 1, None],
             scores={"look": [0.1, 0.2, 0.9]}, geometry=geometry, preference=preference,
         )  # fmt: skip
@@ -500,7 +502,7 @@ def test_a_vae_stands_between_latents_and_videos(models, vae_file, tmp_path, mon
     assert frames.shape == (5, 48, 64, 3)
     torch.testing.assert_close(frames.movedim(-1, 0).float() / 127.5 - 1, video.clamp(-1, 1), atol=1 / 250, rtol=0)
     folder = tmp_path / "records"
-    preference_records.append(folder, "p", latents(2, 5, (16, 2, 6, 8)), WAN21)
+    append_record(folder, "p", latents(2, 5, (16, 2, 6, 8)), WAN21)
     assert build(folder, tmp_path / "out", "--vae", vae_file, "--keep_undetermined") in (0, 1)
     rows = lines(tmp_path / "out" / "candidates.jsonl")
     expected = tracks.score_clip(frames, "torch", pictures=False).record
@@ -580,7 +582,7 @@ def test_bad_arguments(records, tmp_path, capsys, more, message):
 
 
 def test_what_a_clip_lacks_is_said_before_anything_is_scored(tmp_path, models, capsys):
-    preference_records.append(tmp_path / "records", "p", latents(), WAN21, geometry=[record(0.1), None])
+    append_record(tmp_path / "records", "p", latents(), WAN21, geometry=[record(0.1), None])
     assert build(tmp_path / "records", tmp_path / "out") == 2
     assert "without a geometry record that is comparable with its group's; give --vae" in capsys.readouterr().err
     (tmp_path / "groups" / "g").mkdir(parents=True)

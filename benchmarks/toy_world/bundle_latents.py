@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.command_line import make_parser
-from trainers.kernels.files import header
+from trainers.kernels.files.latents import write_latents
 from trainers.kernels.latent_space import WAN21
 from trainers.running.identity import file_digest
 
@@ -35,10 +35,9 @@ def main(argv=None) -> int:
         name = f"toy-{i:04d}"
         tensors[name] = z.half()
         clips[name] = {"source": name, "video": name, "window": 0, "frames": 17, "caption": scene_of("train", i)[1]}
-    config = {"state": "normalised", "settings": {"vae": digest}, "clips": clips, "videos": {}}
     provenance = {"created_by": "benchmarks.toy_world.bundle_latents", "clips": len(clips)}
     path = args.output_dir / weights.LATENTS
-    header.write(path, tensors, header.Header("latents", WAN21, config, {}, provenance))
+    write_latents(path, tensors, WAN21, clips, settings={"vae": digest}, provenance=provenance)
     print(f"{path}: {len(clips)} clips, {path.stat().st_size / 1e6:.2f} MB")
     return 0
 

@@ -1,27 +1,23 @@
-"""Candidates of one prompt on disk, with their scores, seeds and latents: what preference pairs are later built from.
+"""Preference records: candidates of one prompt with scores, seeds and latents, from which preference pairs are built.
 
-A folder:
+A folder of records holds
 
-  latents/<record id>-<n>.safetensors   one candidate each, of kind "latents" (see trainers.latents.shards), normalised, with
-                                        its own provenance in the header
+  latents/<record id>-<n>.safetensors   one candidate each, of kind "latents" (see latents.py), normalised, with the
+                                        candidate's data in the header's provenance
   records.jsonl                         one group of candidates a line:
 
     {"version": 1, "record": id, "created": ISO time, "prompt": str, "negative": str, "model": str,
      "candidates": [{"latent": "latents/..", "seed": int or null, "scores": {name: float}, "geometry": object or null}],
      "preference": null or {"winner": i, "loser": j}}
 
-Latents are written first and the line last, in one piece and under a lock, so that a line always finds its latents. What a
-process killed in between leaves behind is latents without a line, or a line without its end, which the next append removes.
+A writer writes the latents first and appends the line last, so that every complete line finds its latents. A process that is
+killed in between leaves latents without a line, or a last line that is incomplete.
 """
 
 import json
-import logging
 import math
-import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,23 +26,12 @@ import torch
 from torch import Tensor
 
 from ..geometry.record import GeometryRecord
-from ..latent_space import NORMALISED, LatentSpace
+from ..latent_space import LatentSpace
 from ..version import CREATED_BY
-from . import header as formats
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-try:
-    import msvcrt
-except ImportError:
-    msvcrt = None
+from .latents import write_latents
 
 VERSION = 1
 RECORDS, LATENTS = "records.jsonl", "latents"
-# msvcrt locks a range of bytes; this one is far behind any line.
-LOCKED_BYTE = 1 << 40
 
 
 class RecordError(ValueError):
@@ -54,8 +39,8 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One clip of a group. latent: its file; seed: None where unknown; scores: higher is better."""
+class RecordedCandidate:
+    """One clip of a group. latent: path of its file; seed: None where unknown; scores: {name: value}, higher is better."""
 
     latent: Path
     seed: int | None
@@ -65,18 +50,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Record:
-    """One group of candidates for one prompt. preference: (winner, loser) by place among the candidates, or None."""
+    """One group of candidates for one prompt. preference: (winner, loser) as indices into candidates, or None."""
 
     id: str
     created: str
     prompt: str
     negative: str
     model: str
-    candidates: list[Candidate]
+    candidates: list[RecordedCandidate]
     preference: tuple[int, int] | None
 
 
-def append(
+def new_record(
     folder: str | Path,
     prompt: str,
     latents: Tensor,
@@ -88,13 +73,13 @@ def append(
     scores: Mapping[str, Sequence[float]] | None = None,
     geometry: Sequence[GeometryRecord | None] | None = None,
     preference: tuple[int, int] | None = None,
-) -> str:
-    """Adds one group of candidates to a folder, which is made where there is none; returns the record's id.
+) -> Record:
+    """A record, with a new id, of candidates whose latents are to be written in `folder`; nothing is written.
 
-    latents: normalised [N, C, T, h, w]; seeds, geometry and each of scores: N values. Ids sort by time. Raises RecordError
-    for arguments that do not fit, and OSError, naming the file, where the disk does not take them: then nothing is left.
+    latents: normalised [N, C, T, h, w]; seeds, geometry and each of scores: N values. Raises RecordError for arguments that
+    do not fit, and LatentSpaceError for another number of channels than the space's.
     """
-    folder, count = Path(folder), _require_latents(latents, space)
+    count = _require_latents(latents, space)
     seeds, geometry, scores = seeds or [None] * count, geometry or [None] * count, dict(scores or {})
     for name, values in {"seeds": seeds, "geometry": geometry, **{f"scores '{k}'": v for k, v in scores.items()}}.items():
         if len(values) != count:
@@ -102,61 +87,87 @@ def append(
     for name, values in scores.items():
         if not all(map(math.isfinite, values)):
             raise RecordError(f"scores '{name}': found {list(values)}, expected finite numbers")
-    if preference is not None and not (_is_pair(preference, count)):
+    if preference is not None and not _is_pair(preference, count):
         raise RecordError(f"preference: found {tuple(preference)}, expected two different candidates of 0 to {count - 1}")
-
     record = new_id()
-    common = {
-        "record": record,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "prompt": prompt,
-        "negative": negative,
-        "model": model,
-    }
     candidates = [
-        {
-            "latent": f"{LATENTS}/{record}-{i}.safetensors",
-            "seed": None if seeds[i] is None else int(seeds[i]),
-            "scores": {name: float(values[i]) for name, values in scores.items()},
-            "geometry": None if geometry[i] is None else geometry[i].to_json(),
-        }
+        RecordedCandidate(
+            Path(folder) / LATENTS / f"{record}-{i}.safetensors",
+            None if seeds[i] is None else int(seeds[i]),
+            {name: float(values[i]) for name, values in scores.items()},
+            geometry[i],
+        )
         for i in range(count)
     ]
-    chosen = None if preference is None else {"winner": int(preference[0]), "loser": int(preference[1])}
-    written = []
-    try:
-        for i, candidate in enumerate(candidates):
-            written.append(folder / candidate["latent"])
-            _write_latent(written[-1], latents[i], space, common, candidate)
-        _append_line(folder / RECORDS, {"version": VERSION, **common, "candidates": candidates, "preference": chosen})
-    except OSError:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
-    return record
-
-
-def read(folder_or_file: str | Path) -> list[Record]:
-    """Every record of a folder, or of its records.jsonl, oldest first.
-
-    A last line without an end is being written, or was when its process was killed: it is passed over with a warning. Raises
-    FileNotFoundError, and RecordError, naming file and line, for whatever else is no record or names latents that are gone.
-    """
-    path = Path(folder_or_file)
-    path = path / RECORDS if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; Record Preference writes one")
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1] and not _is_json(lines[-1]):
-        logging.warning("%s: its last line has no end and is passed over", path)
-        lines.pop()
-    return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    chosen = None if preference is None else (int(preference[0]), int(preference[1]))
+    return Record(record, created, prompt, negative, model, candidates, chosen)
 
 
 def new_id() -> str:
-    """An id that sorts by time, to the microsecond, and that no other process makes."""
+    """A unique id that sorts by time, with microseconds."""
     now = datetime.now(timezone.utc)
     return f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(4)}"
+
+
+def write_candidate(record: Record, index: int, latent: Tensor, space: LatentSpace) -> None:
+    """Writes the normalised latent [C, T, h, w] of candidate `index` to its path. Raises OSError naming the file."""
+    candidate = record.candidates[index]
+    path = candidate.latent
+    # Trainers keep the clips of one `video` on one side of a split: here the candidates of a prompt.
+    entry = {"source": path.name, "video": record.id, "frames": (latent.shape[1] - 1) * space.temporal_stride + 1}
+    provenance = {"created_by": CREATED_BY, **_common(record), "seed": candidate.seed, "scores": candidate.scores}
+    write_latents(path, {path.stem: latent}, space, {path.stem: entry}, provenance=provenance)
+
+
+def to_line(record: Record, folder: str | Path) -> bytes:
+    """The record's line in the records.jsonl of `folder`, with its newline; paths of latents become relative to the folder."""
+    candidates = [
+        {
+            "latent": c.latent.relative_to(folder).as_posix(),
+            "seed": c.seed,
+            "scores": c.scores,
+            "geometry": None if c.geometry is None else c.geometry.to_json(),
+        }
+        for c in record.candidates
+    ]
+    chosen = None if record.preference is None else {"winner": record.preference[0], "loser": record.preference[1]}
+    values = {"version": VERSION, **_common(record), "candidates": candidates, "preference": chosen}
+    return json.dumps(values, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def parse_line(line: bytes, folder: str | Path, source: str) -> Record:
+    """The inverse of `to_line`. source: file and line number, for messages.
+
+    Raises RecordError, naming `source`, for a line that is not a record or is of a newer version.
+    """
+    try:
+        plain = json.loads(line)
+        if plain["version"] > VERSION:
+            raise RecordError(f"{source}: version {plain['version']}, this pack reads up to {VERSION}; update it")
+        record = Record(
+            **{k: str(plain[k]) for k in ("created", "prompt", "negative", "model")},
+            id=str(plain["record"]),
+            candidates=[_candidate(c, Path(folder)) for c in plain["candidates"]],
+            preference=plain["preference"] and (int(plain["preference"]["winner"]), int(plain["preference"]["loser"])),
+        )
+        if record.preference and not _is_pair(record.preference, len(record.candidates)):
+            raise ValueError(f"a preference {record.preference} among {len(record.candidates)} candidates")
+    except RecordError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        what = f"{type(e).__name__}: {e}"
+        raise RecordError(f"{source}: damaged, or not a preference record ({what}); remove the line") from e
+    return record
+
+
+def is_complete(line: bytes) -> bool:
+    """Whether a line is valid JSON: the last line of a file may have been cut off."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_latents(latents: Tensor, space: LatentSpace) -> int:
@@ -166,7 +177,7 @@ def _require_latents(latents: Tensor, space: LatentSpace) -> int:
         )
     space.require_channels(latents, 1, "latents")
     if not bool(torch.isfinite(latents).all()):
-        raise RecordError("latents: found NaN or infinite values; look at what made them (often fp16 overflow)")
+        raise RecordError("latents: found NaN or infinite values; check the model that made them (often fp16 overflow)")
     return latents.shape[0]
 
 
@@ -175,132 +186,20 @@ def _is_pair(preference, count: int) -> bool:
     return winner != loser and 0 <= winner < count and 0 <= loser < count
 
 
-def _write_latent(path: Path, latent: Tensor, space: LatentSpace, common: dict, candidate: dict) -> None:
-    own = {k: candidate[k] for k in ("seed", "scores")}
-    # `video` is what trainers keep on one side of a split: the candidates of a prompt.
-    entry = {"source": path.name, "video": common["record"], "frames": (latent.shape[1] - 1) * space.temporal_stride + 1}
-    config = {"state": NORMALISED, "settings": {}, "clips": {path.stem: entry}, "videos": {}}
-    header = formats.Header("latents", space, config, {}, {"created_by": CREATED_BY, **common, **own})
-    formats.write(path, {path.stem: latent}, header)
+def _common(record: Record) -> dict[str, str]:
+    """The entries that the line and the headers of the latents share."""
+    return {
+        "record": record.id,
+        "created": record.created,
+        "prompt": record.prompt,
+        "negative": record.negative,
+        "model": record.model,
+    }
 
 
-def _append_line(path: Path, record: dict) -> None:
-    """One line, in one piece, behind whatever other processes have written. Raises OSError naming the file."""
-    data = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        try:
-            with _locked(descriptor):
-                _append_whole(descriptor, data)
-        finally:
-            os.close(descriptor)
-    except OSError as e:
-        raise OSError(f"{path}: the record could not be written ({e}); nothing was added") from e
-
-
-def _append_whole(descriptor: int, data: bytes) -> None:
-    end, tail = _last_line(descriptor)
-    if tail and not _is_json(tail):
-        os.ftruncate(descriptor, end)
-    elif tail:
-        # An editor may have taken the last line's end.
-        end, data = end + len(tail), b"\n" + data
-    try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError("the disk took only a part of the line")
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, end)
-        raise
-
-
-def _last_line(descriptor: int) -> tuple[int, bytes]:
-    """(where the last line that has an end ends, what follows it)."""
-    size = os.lseek(descriptor, 0, os.SEEK_END)
-    start, tail = size, b""
-    while start > 0 and b"\n" not in tail:
-        step = min(start, 1 << 16)
-        start = os.lseek(descriptor, start - step, os.SEEK_SET)
-        tail = os.read(descriptor, step) + tail
-    tail = tail[tail.rfind(b"\n") + 1 :]
-    return size - len(tail), tail
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-@contextmanager
-def _locked(descriptor: int):
-    """Holds other processes off while one appends; without a lock where the platform or the file system has none."""
-    if fcntl is not None:
-        held = _try_flock(descriptor)
-        try:
-            yield
-        finally:
-            if held:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-    elif msvcrt is not None:
-        _lock_byte(descriptor)
-        try:
-            yield
-        finally:
-            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-    else:
-        yield
-
-
-def _try_flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as e:
-        logging.warning("preference records: this file system has no locks (%s); let one process write at a time", e.strerror)
-        return False
-    return True
-
-
-def _lock_byte(descriptor: int) -> None:
-    while True:
-        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-        try:
-            return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-        except OSError:
-            # LK_LOCK gives up after ten seconds.
-            time.sleep(0.05)
-
-
-def _parse(line: bytes, path: Path, number: int) -> Record:
-    try:
-        plain = json.loads(line)
-        if plain["version"] > VERSION:
-            raise RecordError(f"{path}, line {number}: version {plain['version']}, this pack reads up to {VERSION}; update it")
-        record = Record(
-            **{k: str(plain[k]) for k in ("created", "prompt", "negative", "model")},
-            id=str(plain["record"]),
-            candidates=[_candidate(c, path.parent) for c in plain["candidates"]],
-            preference=plain["preference"] and (int(plain["preference"]["winner"]), int(plain["preference"]["loser"])),
-        )
-        if record.preference and not _is_pair(record.preference, len(record.candidates)):
-            raise ValueError(f"a preference {record.preference} among {len(record.candidates)} candidates")
-    except RecordError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        what = f"{type(e).__name__}: {e}"
-        raise RecordError(f"{path}, line {number}: damaged, or no preference record ({what}); remove the line") from e
-    gone = [c.latent for c in record.candidates if not c.latent.is_file()]
-    if gone:
-        raise RecordError(f"{path}, line {number}: its latents {gone[0]} are gone; put them back or remove the line")
-    return record
-
-
-def _candidate(plain: dict, folder: Path) -> Candidate:
+def _candidate(plain: dict, folder: Path) -> RecordedCandidate:
     geometry = plain["geometry"]
-    return Candidate(
+    return RecordedCandidate(
         folder / plain["latent"],
         plain["seed"],
         {str(k): float(v) for k, v in plain["scores"].items()},

@@ -21,6 +21,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..kernels.files import header as file_header
+from ..kernels.files.latents import write_latents
 from ..kernels.latent_space import LatentSpace
 
 PATTERN = re.compile(r"latents-(\d+)of(\d+)-(\d+)\.safetensors")
@@ -119,12 +120,14 @@ class Writer:
         """Writes a shard of what was collected, if anything. Raises OSError."""
         if not self.tensors and not self.videos:
             return
-        config = {"state": "normalised", "settings": self.settings, "clips": self.clips, "videos": self.videos}
         provenance = self.provenance | {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "clips": len(self.clips),
         }
-        file_header.write(self._next_path(), self.tensors, file_header.Header("latents", self.space, config, {}, provenance))
+        write_latents(
+            self._next_path(), self.tensors, self.space, self.clips, settings=self.settings, videos=self.videos,
+            provenance=provenance,
+        )  # fmt: skip
         self.tensors, self.clips, self.videos = {}, {}, {}
 
     def _next_path(self) -> Path:

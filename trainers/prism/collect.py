@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.files import header as file_header
+from ..kernels.files.latents import write_latents
 from ..kernels.latent_space import WAN21
 from ..running.device import DTYPES, pick_device
 from ..running.output import provenance
@@ -92,9 +93,8 @@ def run(args) -> int:
                         entry = {"run": name, "prompt": prompt, "sigma": sigma, "seed": seed, "source": name, "video": name}
                         clips[key] = entry
                 bar.add_many(len(seeds))
-            config = {"state": "normalised", "settings": settings, "clips": clips, "videos": {}}
             notes = provenance(args.argv, "trainers.prism")
-            file_header.write(target, tensors, file_header.Header("latents", WAN21, config, {}, notes))
+            write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
     if Path(args.texts).resolve() != (args.output / TEXTS).resolve():
         known = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
         kept_texts = {p: texts[p] for p in prompts}
