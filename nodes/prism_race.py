@@ -132,7 +132,7 @@ class Race(comfy.samplers.Sampler):
         self.sampler, self.prism, self.noises, self.seeds = sampler, prism, noises, seeds
         self.levels, self.keep, self.finish, self.chunk = levels, keep, finish, chunk
         self.plan: Plan | None = None
-        self.outcome: race.Outcome | None = None
+        self.outcome: race.RaceResult | None = None
         self.network: GuiderNetwork | None = None
         self.thumbnails: dict[int, torch.Tensor] = {}
 

@@ -20,7 +20,7 @@ from benchmarks.demo import demo
 from benchmarks.demo import page as demo_page
 from benchmarks.demo import race as demo_race
 from benchmarks.toy_world.clips import scene_of
-from trainers.kernels.shell_lcc import heat_map
+from trainers.kernels import colours
 
 PROMPTS = 2
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,8 +113,8 @@ def test_a_page_escapes_what_it_is_given():
 
 
 def test_the_legend_has_the_heat_maps_colours():
-    legend = demo_page.legend(heat_map.COLOURS)
-    assert legend.count("rgb(") == len(heat_map.COLOURS)
+    legend = demo_page.legend(colours.HEAT_MAP)
+    assert legend.count("rgb(") == len(colours.HEAT_MAP)
     assert "rgb(166 230 255)" in legend
 
 

@@ -15,7 +15,7 @@ from trainers.kernels.geometry import cameras, dense, depth_error, naive
 from trainers.kernels.geometry.lpips import STAGES, WIDTHS, from_state, load_lpips
 from trainers.kernels.geometry.photometric import SIGMA, WINDOW, dssim, luminance, squared_error
 from trainers.kernels.geometry.record import CONSISTENT, INCONSISTENT, UNDETERMINED, UNITS, GeometryError
-from trainers.kernels.geometry.splat import landing, splat
+from trainers.kernels.geometry.splat import splat, subpixel_positions
 from trainers.kernels.geometry.views import Views, sample_indices, take
 
 
@@ -90,7 +90,7 @@ def test_splat_equals_painters_order(shape, dtype):
     cut = (planes(v) * 255).clamp(0, 255).floor() / 255
     for t in range(shape[0]):
         seen = splat(v.depth, v.K, v.world_to_camera, t, range(shape[0]))
-        torch.testing.assert_close(seen.pick(cut, 0.0).permute(1, 2, 0), wanted[t], atol=1e-6, rtol=0)
+        torch.testing.assert_close(seen.gather(cut, 0.0).permute(1, 2, 0), wanted[t], atol=1e-6, rtol=0)
         assert seen.covered.any()
         assert (seen.covered == (seen.winner >= 0)).all()
         assert (seen.covered == seen.depth.isfinite()).all()
@@ -151,7 +151,7 @@ def test_landing_is_where_the_point_was_before_rounding():
     v = random_views(3)
     seen = splat(v.depth, v.K, v.world_to_camera, 0, [1, 2])
     points = naive.unproject(v.depth, v.K, v.world_to_camera)
-    u, w = landing(points.permute(3, 0, 1, 2), v.K[0], v.world_to_camera[0], seen)
+    u, w = subpixel_positions(points.permute(3, 0, 1, 2), v.K[0], v.world_to_camera[0], seen)
     row, column = (int(i) for i in seen.covered.nonzero()[7])
     x, y, z = naive.project(points.reshape(-1, 3)[seen.winner[row, column]][None], v.K[0], v.world_to_camera[0])
     assert (float(u[row, column]), float(w[row, column])) == pytest.approx((float(x), float(y)))

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from trainers.kernels.colours import HEAT_MAP, heat_map_colour
 from trainers.kernels.geometry.heat_map import DIM, LEAST, full_error, heat_map
 from trainers.kernels.geometry.record import DENSE, TRACKS
-from trainers.kernels.shell_lcc.heat_map import COLOURS, colour
 
 
 def pixel(grey, left, right, along, full):
@@ -16,7 +16,7 @@ def pixel(grey, left, right, along, full):
     measured = sum(w for w, e in parts if e is not None)
     error = sum(w * e for w, e in parts if e is not None) / measured if measured else 0.0
     share = min(max(error / full, 0.0), 1.0)
-    glow = colour(torch.tensor(share)).tolist()
+    glow = heat_map_colour(torch.tensor(share)).tolist()
     opacity = math.sqrt(share) * measured
     return [DIM * grey + opacity * (g - DIM * grey) for g in glow]
 
@@ -48,7 +48,7 @@ def test_the_full_error_glows_in_the_last_colour_and_a_map_of_another_size_is_st
     errors[0, :, 4:] = 5.0
     found = heat_map(torch.zeros(2, 8, 16, 3), errors, [0], 5.0)
     assert found.shape == (2, 8, 16, 3)
-    assert found[1, 4, 15].tolist() == pytest.approx(COLOURS[-1])
+    assert found[1, 4, 15].tolist() == pytest.approx(HEAT_MAP[-1])
     assert found[1, 4, 0].tolist() == [0, 0, 0]
 
 

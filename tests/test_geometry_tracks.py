@@ -166,14 +166,14 @@ def test_turning_and_zooming_leaves_nothing_of_a_pan_and_something_of_a_step():
     focal = torch.tensor(500.0, dtype=torch.float64)
     omega = torch.tensor([[0.05, -0.2, 0.1]], dtype=torch.float64)
     zoom = torch.tensor([0.3], dtype=torch.float64)
-    turned = rotation.turn_and_zoom(a[None], omega, zoom, focal)
+    turned = rotation.rotate_and_zoom(a[None], omega, zoom, focal)
     valid = torch.ones(1, 100, dtype=torch.bool)
     valid[0, 90:] = False
-    found, zoomed, left = rotation.fit_turn_and_zoom(a[None], turned, valid, focal, 2.0)
+    found, zoomed, left = rotation.fit_rotation_and_zoom(a[None], turned, valid, focal, 2.0)
     assert torch.allclose(found, omega, atol=1e-4)
     assert torch.allclose(zoomed, zoom, atol=1e-4)
     assert left.max() < 0.02
-    _, _, left = rotation.fit_turn_and_zoom(a[None], b[None], valid, focal, 2.0)
+    _, _, left = rotation.fit_rotation_and_zoom(a[None], b[None], valid, focal, 2.0)
     assert left[valid].mean() > 5
     assert (left[~valid] == 0).all()
 
@@ -250,7 +250,7 @@ def test_structure_from_motion_explains_a_rigid_scene_and_triangulates_the_rest(
 
 def test_a_mirrored_scene_has_near_and_far_exchanged():
     scene = moving_scene(4, 7)[0]
-    other = bundle.swap_near_and_far(scene)
+    other = bundle.reverse_depth(scene)
     assert torch.equal(other.points[:, 2].argsort(), scene.points[:, 2].argsort(descending=True))
     assert torch.equal(other.translation, -scene.translation)
 
@@ -376,3 +376,15 @@ def test_scores_rank_consistent_before_inconsistent_before_undetermined():
     assert score_of(CONSISTENT, 10.0, 0.2) > score_of(INCONSISTENT, 0.001, 0.2) > score_of(UNDETERMINED, 0.0, 0.2) == 0
     assert score_of(CONSISTENT, 0.1, 0.2) > score_of(CONSISTENT, 0.2, 0.2)
     assert score_of(INCONSISTENT, math.inf, 0.2) == 0
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+@pytest.mark.parametrize("textured", [True, False])
+def test_the_preview_is_on_the_cpu_and_the_error_map_where_the_frames_are(rigid, device, textured):
+    frames = rigid.frames if textured else torch.full((5, 64, 64, 3), 0.5)
+    for pictures in (True, False):
+        found = tracks.score_clip(frames.to(device), "torch", pictures=pictures)
+        assert found.preview.device.type == "cpu"
+        assert found.error_map.device.type == device

@@ -30,7 +30,7 @@ def wan(width=128, depth=12, seed=0):
 @pytest.fixture
 def loaded():
     torch.manual_seed(0)
-    head = PrismHead(HeadConfig(128, dim=64, heads=4, dimensions=("quality", "motion"), levels=(0.1, 0.9)))
+    head = PrismHead(HeadConfig(128, dim=64, heads=4, dimensions=("quality", "motion"), sigmas=(0.1, 0.9)))
     metrics = {"accuracy": [{"sigma": 0.9, "without_ties": 0.7}]}
     return files.LoadedHead(head, of_wan(wan()), WAN21, (0.05, 0.99), {"quality": 0.3}, metrics, {"seed": 1}, "toy")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.kernels.prism import race
-from trainers.kernels.prism.pausing import Dropped, Pausing
+from trainers.kernels.prism.coroutine import Cancelled, Coroutine
 from trainers.kernels.prism.plan import PlanError, make_plan
 
 
@@ -17,7 +17,7 @@ def schedule(steps=10):
 
 
 def plan_of(**options):
-    return make_plan(schedule(), **({"candidates": 8, "levels": (0.8, 0.6, 0.4), "depth": 5, "tap": 2} | options))
+    return make_plan(schedule(), **({"candidates": 8, "sigmas": (0.8, 0.6, 0.4), "depth": 5, "tap": 2} | options))
 
 
 @dataclass
@@ -71,7 +71,7 @@ class TestPausing:
                 stop(total)
             return total * 10
 
-        paused = Pausing(function)
+        paused = Coroutine(function)
         assert [paused.resume() for _ in range(4)] == [0, 1, 3, 30]
         assert paused.done
         with pytest.raises(RuntimeError, match="returned already"):
@@ -89,16 +89,16 @@ class TestPausing:
             finally:
                 cleaned.append(True)
 
-        paused = Pausing(function)
+        paused = Coroutine(function)
         paused.resume()
         before = threading.active_count()
-        paused.drop()
-        paused.drop()
+        paused.cancel()
+        paused.cancel()
         assert threading.active_count() == before - 1
         assert not ran
         assert cleaned == [True]
-        never = Pausing(function)
-        never.drop()
+        never = Coroutine(function)
+        never.cancel()
         assert cleaned == [True]
 
     def test_what_it_raises_is_raised_where_it_is_resumed(self):
@@ -106,7 +106,7 @@ class TestPausing:
             stop(1)
             raise KeyboardInterrupt("asked")
 
-        paused = Pausing(function)
+        paused = Coroutine(function)
         paused.resume()
         with pytest.raises(KeyboardInterrupt, match="asked"):
             paused.resume()
@@ -120,8 +120,8 @@ class TestPausing:
             return variable.get(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
         with torch.inference_mode():
-            assert Pausing(function).resume() == ("sampler", True, False)
-        assert Pausing(function).resume() == ("sampler", False, True)
+            assert Coroutine(function).resume() == ("sampler", True, False)
+        assert Coroutine(function).resume() == ("sampler", False, True)
 
     def test_only_one_runs_at_a_time(self):
         running, most = [], []
@@ -133,25 +133,25 @@ class TestPausing:
                 running.pop()
                 stop(None)
 
-        several = [Pausing(function) for _ in range(4)]
+        several = [Coroutine(function) for _ in range(4)]
         for _ in range(20):
             for one in several:
                 one.resume()
         assert max(most) == 1
         for one in several:
-            one.drop()
+            one.cancel()
 
     def test_an_answer_is_what_the_stop_returns(self):
         def function(stop):
             return [stop("first"), stop("second")]
 
-        paused = Pausing(function)
+        paused = Coroutine(function)
         assert paused.resume("nobody waits for this") == "first"
         assert paused.resume(1) == "second"
         assert paused.resume(2) == [1, 2]
 
     def test_dropping_is_no_exception_that_a_sampler_would_catch(self):
-        assert not issubclass(Dropped, Exception)
+        assert not issubclass(Cancelled, Exception)
 
 
 class TestRace:
@@ -167,7 +167,7 @@ class TestRace:
 
     @pytest.mark.parametrize("chunk", [1, 3])
     def test_exactly_the_plans_calls_are_answered(self, chunk):
-        for options in ({}, {"keep": 2}, {"candidates": 5}, {"levels": (0.7,)}):
+        for options in ({}, {"keep": 2}, {"candidates": 5}, {"sigmas": (0.7,)}):
             plan, network = plan_of(**options), Network(self.quality)
             race.run(plan, sampler(plan), network, chunk=chunk)
             assert len(network.seen) * plan.passes == plan.cost.evaluations, options
@@ -176,7 +176,7 @@ class TestRace:
             assert dropped == plan.cost.partial
 
     def test_candidates_run_one_after_another_by_default(self):
-        plan, network = plan_of(candidates=2, levels=(0.8,)), Network(self.quality)
+        plan, network = plan_of(candidates=2, sigmas=(0.8,)), Network(self.quality)
         race.run(plan, sampler(plan), network)
         assert [who for who, _, _ in network.seen][:4] == [0, 0, 1, 1]
 
@@ -196,7 +196,7 @@ class TestRace:
             restarted.append(i)
             return sampler(plan)(i, ask)
 
-        found = race.run(plan, sampler(plan), network, again=again, chunk=chunk)
+        found = race.run(plan, sampler(plan), network, restart=again, chunk=chunk)
         assert found.winners == restarted == [5, 7]
         for result, i in zip(found.results, (5, 7), strict=True):
             assert torch.equal(result, plain(plan, i))
@@ -214,7 +214,7 @@ class TestRace:
         assert seen == [[5, 7, 4, 2], [5, 7], [5]]
 
     def test_scores_may_change_on_the_way(self):
-        plan = plan_of(candidates=4, levels=(0.8, 0.4), survivors=(2, 1))
+        plan = plan_of(candidates=4, sigmas=(0.8, 0.4), survivors=(2, 1))
 
         class Fickle(Network):
             def score(self, calls):
@@ -224,13 +224,13 @@ class TestRace:
         assert race.run(plan, sampler(plan), Fickle(())).winners == [1]
 
     def test_one_candidate_is_run_plainly(self):
-        plan, network = plan_of(candidates=1, levels=()), Network(self.quality)
+        plan, network = plan_of(candidates=1, sigmas=()), Network(self.quality)
         assert race.run(plan, sampler(plan), network).winners == [0]
         assert len(network.seen) == plan.steps
         assert not network.scored
 
     def test_samplers_of_their_own_step_size_are_answered_apart(self):
-        plan, network = plan_of(candidates=2, levels=(0.5,)), Network(self.quality)
+        plan, network = plan_of(candidates=2, sigmas=(0.5,)), Network(self.quality)
 
         def start(i, ask):
             for sigma in ((1.0, 0.7, 0.5, 0.2), (1.0, 0.9, 0.8, 0.5))[i]:

@@ -13,7 +13,7 @@ from trainers.kernels.shell_lcc import predictor as predictor_module
 from trainers.kernels.shell_lcc.anchors import FLOOR, Anchors
 from trainers.kernels.shell_lcc.calibration import LEVELS, calibrate, percentile, quantiles
 from trainers.kernels.shell_lcc.diagnostics import add_noise, auroc, blur, half_blur, high_frequency_share
-from trainers.kernels.shell_lcc.fit_anchors import fit_anchors
+from trainers.kernels.shell_lcc.fit_anchors import fit_anchors, region_thickness
 from trainers.kernels.shell_lcc.kmeans import kmeans, kmeans_naive
 from trainers.kernels.shell_lcc.knn import knn, knn_naive
 from trainers.kernels.shell_lcc.manifold import METHODS, ShellManifold, UncalibratedError, load, save
@@ -436,3 +436,55 @@ def test_high_frequency_share_of_known_waves():
     assert high_frequency_share(slow) < 1e-6
     assert high_frequency_share(fast) > 1 - 1e-6
     assert high_frequency_share(slow + fast) == pytest.approx(0.5, abs=1e-3)
+
+
+class TestChunks:
+    """One memory budget for both coders; a chunk's size changes no result."""
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+
+    @staticmethod
+    def of(kind, bases):
+        """chunk_tokens of a coder of that many bases, without its memory."""
+        if kind == "predictor":
+            with torch.device("meta"):
+                return predictor_module.Predictor(16, bases, 8).chunk_tokens
+        return Anchors(torch.zeros(bases, 16), torch.ones(bases, 16)).chunk_tokens
+
+    @pytest.mark.parametrize(("kind", "on_cpu", "on_gpu"), [("predictor", 2048, 8192), ("anchors", 1024, 16384)])
+    def test_sizes_at_4096_bases(self, kind, on_cpu, on_gpu):
+        assert self.of(kind, 4096)(self.cpu) == on_cpu
+        assert self.of(kind, 4096)(self.gpu) == on_gpu
+
+    @pytest.mark.parametrize(("kind", "matrices"), [("predictor", 2), ("anchors", 1)])
+    def test_they_shrink_with_the_bases_and_stay_within_the_budget(self, kind, matrices):
+        for device, budget in ((self.cpu, streamed.CPU_CHUNK_BYTES), (self.gpu, streamed.GPU_CHUNK_BYTES)):
+            sizes = [self.of(kind, bases)(device) for bases in (4096, 16384, 65536)]
+            assert sizes[0] > sizes[2] >= streamed.LEAST_CHUNK_TOKENS
+            assert sizes == sorted(sizes, reverse=True)
+            assert matrices * 4 * 65536 * sizes[2] <= budget
+
+    def test_many_neighbours_count_too(self):
+        few, many = (Anchors(torch.zeros(512, 48), torch.ones(512, 48), k).chunk_tokens(self.cpu) for k in (16, 256))
+        assert many < few == 1024
+        assert many * 4 * 256 * 256 <= streamed.CPU_CHUNK_BYTES
+
+    @pytest.mark.parametrize("make", [make_predictor, make_anchors])
+    def test_the_budget_changes_no_result(self, make, monkeypatch):
+        coder = make()
+        z = rand(200, channels_of(coder), seed=3)
+        whole = streamed.distance_and_gradient(coder, z)
+        monkeypatch.setattr(streamed, "CPU_CHUNK_BYTES", 1)
+        assert coder.chunk_tokens(self.cpu) == streamed.LEAST_CHUNK_TOKENS
+        for found, expected in zip(streamed.distance_and_gradient(coder, z), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_are_made_on_the_inputs_device():
+    """With another default device, whatever is made without stating one does not go with the inputs."""
+    tokens = rand(300, 16)
+    coder = make_anchors()
+    expected = region_thickness(coder, tokens), quantiles(tokens)
+    with torch.device("meta"):
+        found = region_thickness(coder, tokens), quantiles(tokens)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.toy_world import judge, pipeline, statistics, weights
 from benchmarks.toy_world.clips import clip
+from trainers.kernels import colours
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.shell_lcc import heat_map
 from trainers.kernels.shell_lcc.manifold import ShellManifold, load
@@ -107,7 +108,7 @@ def compose(captions: list[str], clips: dict, figures: dict, manifold: ShellMani
         "count": len(captions),
         "fitted": manifold.provenance["fitted_clips"],
         "seed": seed,
-        "legend": legend(heat_map.COLOURS),
+        "legend": legend(colours.HEAT_MAP),
     }
     return page(
         "Shell-LCC and PRISM in the toy world",

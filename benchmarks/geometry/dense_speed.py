@@ -61,7 +61,7 @@ def implementations(views: Views) -> dict[str, Callable[[], object]]:
 
     def packed() -> list[torch.Tensor]:
         seen = (splat(depth, views.K, views.world_to_camera, target, range(count)) for target in range(count))
-        return [one.pick(planes, 0.0) for one in seen]
+        return [one.gather(planes, 0.0) for one in seen]
 
     return {
         "published splat, all views (sort and write)": lambda: sorted_splat(images, depth, views),

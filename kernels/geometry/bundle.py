@@ -101,7 +101,7 @@ def triangulate(scene: Scene, seen: Tensor, visible: Tensor, reference: int, sca
     return scene
 
 
-def swap_near_and_far(scene: Scene) -> Scene:
+def reverse_depth(scene: Scene) -> Scene:
     """The scene with near and far exchanged and the camera moving the other way: small motions can hardly tell them apart,
     and a search that ended in the wrong one has to be begun again from here."""
     w = scene.points[:, 2:]

@@ -25,7 +25,7 @@ def unproject(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
     centres = camera_centres(poses)
     out = torch.empty(3, *depth.shape, dtype=depth.dtype, device=depth.device)
     for i, (A, b) in enumerate(zip(rays.tolist(), centres.tolist(), strict=True)):
-        for plane, c in zip(out[:, i], carry(depth[i], A, b), strict=True):
+        for plane, c in zip(out[:, i], warp(depth[i], A, b), strict=True):
             plane.copy_(c)
     return out
 
@@ -37,7 +37,7 @@ def project(points: Tensor, K: Tensor, world_to_camera: Tensor) -> tuple[Tensor,
     return x.div_(z + EPSILON), y.div_(z + EPSILON), z
 
 
-def between(K: Tensor, world_to_camera: Tensor, source: int, target: int) -> tuple[list[list[float]], list[float]]:
+def pixel_transform(K: Tensor, world_to_camera: Tensor, source: int, target: int) -> tuple[list[list[float]], list[float]]:
     """Matrix A and vector b with (x, y, z) in the target's pixels = depth * A (u, v, 1) + b for the source's pixels.
 
     One map from pixel to pixel without the world between; in float64, so that it is exact for float32 pixels.
@@ -48,8 +48,8 @@ def between(K: Tensor, world_to_camera: Tensor, source: int, target: int) -> tup
     return A.tolist(), (K[target] @ relative[:3, 3]).tolist()
 
 
-def carry(depth: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """All pixels at their depth [H, W] -> x, y, z [H, W] in another camera, by what `between` gave."""
+def warp(depth: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """All pixels at their depth [H, W] -> x, y, z [H, W] in another camera, by what `pixel_transform` gave."""
     h, w = depth.shape
     u, v = (torch.arange(n, dtype=depth.dtype, device=depth.device) for n in (w, h))
     # A (u, v, 1) is a sum of a row and a column: three operations a pixel instead of a product of matrices.

@@ -18,7 +18,7 @@ from .cameras import motion, unproject
 from .depth_error import OCCLUSION, mvcs, neighbour_errors, sample
 from .photometric import dssim, luminance, squared_error
 from .record import CONSISTENT, DENSE, INCONSISTENT, UNDETERMINED, VERSIONS, GeometryRecord, Scored, score_of
-from .splat import landing, splat
+from .splat import splat, subpixel_positions
 from .views import MAX_VIEWS, Views, require_usable, sample_indices, take, usable_pixels
 
 # Of the median depth: between cameras closer than this there is no parallax that could be wrong.
@@ -118,8 +118,8 @@ def compare(images: Tensor, depth: Tensor, points: Tensor, views: Views, target:
     h, w = depth.shape[1:]
     others = [i for i in range(len(depth)) if i != target]
     seen = splat(depth, views.K, views.world_to_camera, target, others)
-    drawn = seen.pick(images, MID_GREY)
-    u, v = landing(points, views.K[target], views.world_to_camera[target], seen)
+    drawn = seen.gather(images, MID_GREY)
+    u, v = subpixel_positions(points, views.K[target], views.world_to_camera[target], seen)
     frame = images[:, target]
     wanted = sample(frame, u.clamp_(0, w - 1), v.clamp_(0, h - 1))
     # Comparisons with NaN are false: where the view has no depth of its own, nothing is hidden.
@@ -141,7 +141,7 @@ def published(images: Tensor, depth: Tensor, views: Views, lpips, progress=None)
     cut = (images * 255).clamp(0, 255).floor() / 255
     mse, distance = [], []
     for target in range(len(depth)):
-        drawn = splat(depth, views.K, views.world_to_camera, target, range(len(depth))).pick(cut, 0.0)
+        drawn = splat(depth, views.K, views.world_to_camera, target, range(len(depth))).gather(cut, 0.0)
         mse.append(float((drawn - images[:, target]).square().mean()))
         distance.append(float(lpips(drawn.permute(1, 2, 0)[None], images[:, target].permute(1, 2, 0)[None])[0]))
         if progress is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cameras import EPSILON, between, carry
+from .cameras import EPSILON, pixel_transform, warp
 
 TRUNCATION = 0.2
 # A point this share behind the surface that the other view sees is hidden by it and tells nothing.
@@ -28,9 +28,9 @@ def relative_error(depth: Tensor, K: Tensor, world_to_camera: Tensor, source: in
     side; so use both directions.
     """
     h, w = depth.shape[1:]
-    A, b = between(K, world_to_camera, source, target)
+    A, b = pixel_transform(K, world_to_camera, source, target)
     A = [[row[0] * step, row[1] * step, row[2]] for row in A]
-    x, y, z = carry(depth[source, ::step, ::step], A, b)
+    x, y, z = warp(depth[source, ::step, ::step], A, b)
     nonzero = z + EPSILON
     u, v = x.div_(nonzero), y.div_(nonzero)
     # Half a thousandth of a pixel, lest a pixel at the border is lost to rounding.
@@ -61,7 +61,7 @@ def mvcs(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> float:
     h, w = depth.shape[1:]
     errors = []
     for i in range(len(depth) - 1):
-        x, y, z = carry(depth[i], *between(K, world_to_camera, i, i + 1))
+        x, y, z = warp(depth[i], *pixel_transform(K, world_to_camera, i, i + 1))
         u, v = x / z.clamp(min=EPSILON), y / z.clamp(min=EPSILON)
         lands = (u >= 0) & (u < w) & (v >= 0) & (v < h) & (z > 0)
         if bool(lands.any()):

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..colours import EXPECTED_POSITION, track_colour
+
 # Tracks are a cell apart: a share of the shorter side over which each speaks for its surroundings.
 REACH = 1 / 16
-GOOD, BAD, EXPECTED = (0.2, 0.9, 0.3), (1.0, 0.15, 0.1), (1.0, 0.9, 0.2)
 
 
-def spread(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
     """Errors of tracks over whole frames, [K, H, W] float32, NaN where no track is near.
 
     at: [K, N, 2] pixels; error: [K, N], sums over the observations that weight [K, N] counts.
@@ -45,11 +46,10 @@ def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, e
     a, b = at[k, n], expected[k, n]
     # An expected place outside the picture would draw its line along the rim.
     b = torch.where(((b - a).norm(dim=1) < 0.1 * min(height, width))[:, None], b, a)
-    good, bad = torch.tensor(GOOD), torch.tensor(BAD)
-    share = (error[k, n] / worst).clamp(0, 1).float()[:, None]
+    share = (error[k, n] / worst).clamp(0, 1).float()
     for s in torch.linspace(0, 1, 12):
-        _dot(out, k, a + (b - a) * s, torch.tensor(EXPECTED).expand(len(k), 3), 1)
-    _dot(out, k, a, good + (bad - good) * share, 2 * big)
+        _dot(out, k, a + (b - a) * s, torch.tensor(EXPECTED_POSITION).expand(len(k), 3), 1)
+    _dot(out, k, a, track_colour(share), 2 * big)
     return out
 
 

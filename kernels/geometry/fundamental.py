@@ -42,12 +42,12 @@ def ransac(
     """Robust F [P, 3, 3] of P pairs, and the Sampson distances [P, N] of all their points, cut at `limit`.
 
     a, b: [P, N, 2] pixels; valid: bool [P, N]; limit: pixels; the hypothesis with the smallest mean cut distance wins (MSAC,
-    Torr and Zisserman 2000) and is fitted again to what lies within the limit. Distances of invalid points are 0.
+    Torr and Zisserman 2000) and is fitted refit_cost to what lies within the limit. Distances of invalid points are 0.
     """
     pairs, n = valid.shape
     draw = torch.rand(pairs, tries, n, generator=generator, dtype=torch.float32).to(a.device)
-    picked = torch.where(valid[:, None], draw, -1.0).topk(min(SAMPLES, n), dim=-1).indices
-    few_a, few_b = (_pick(p, picked) for p in (a, b))
+    chosen = torch.where(valid[:, None], draw, -1.0).topk(min(SAMPLES, n), dim=-1).indices
+    few_a, few_b = (_gather(p, chosen) for p in (a, b))
     F = fit(few_a, few_b, torch.ones_like(few_a[..., 0]))
     cost = _cut(sampson(F, a[:, None], b[:, None]), valid[:, None], limit)
     best = cost.sum(-1).argmin(dim=1)
@@ -56,10 +56,10 @@ def ransac(
     for _ in range(rounds):
         weights = ((cost < limit) & valid).to(a.dtype)
         refit = fit(a, b, weights)
-        again = _cut(sampson(refit, a, b), valid, limit)
-        better = again.sum(-1) < cost.sum(-1)
+        refit_cost = _cut(sampson(refit, a, b), valid, limit)
+        better = refit_cost.sum(-1) < cost.sum(-1)
         F = torch.where(better[:, None, None], refit, F)
-        cost = torch.where(better[:, None], again, cost)
+        cost = torch.where(better[:, None], refit_cost, cost)
     return F, cost
 
 
@@ -68,8 +68,8 @@ def _normalise(p: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     total = weights.sum(-1, keepdim=True).clamp(min=1e-12)
     centre = (p * weights[..., None]).sum(-2) / total
     moved = p - centre[..., None, :]
-    spread = ((moved.square().sum(-1)).sqrt() * weights).sum(-1) / total[..., 0]
-    scale = 2**0.5 / spread.clamp(min=1e-9)
+    mean_distance = ((moved.square().sum(-1)).sqrt() * weights).sum(-1) / total[..., 0]
+    scale = 2**0.5 / mean_distance.clamp(min=1e-9)
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
     t = torch.stack([scale, zero, -scale * centre[..., 0], zero, scale, -scale * centre[..., 1], zero, zero, one], dim=-1)
     return moved * scale[..., None, None], t.unflatten(-1, (3, 3))
@@ -79,7 +79,7 @@ def _homogeneous(p: Tensor) -> Tensor:
     return torch.cat([p, torch.ones_like(p[..., :1])], dim=-1)
 
 
-def _pick(p: Tensor, index: Tensor) -> Tensor:
+def _gather(p: Tensor, index: Tensor) -> Tensor:
     """p: [P, N, 2], index: [P, S, 8] -> [P, S, 8, 2]."""
     flat = index.flatten(1)[..., None].expand(-1, -1, 2)
     return p.gather(1, flat).view(*index.shape, 2)

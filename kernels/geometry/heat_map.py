@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..shell_lcc.heat_map import colour
+from ..colours import heat_map_colour
 from .record import DENSE, TRACKS
 
 DIM = 0.5
@@ -45,7 +45,7 @@ def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: 
         share = (error / full).clamp(0, 1)
         # Half-way to a frame that says nothing of a pixel, its glow is half as strong.
         opacity = _resized(share.sqrt() * measured, size)[..., None]
-        out[t] = torch.lerp(out[t], colour(_resized(share, size)).to(out), opacity.to(out))
+        out[t] = torch.lerp(out[t], heat_map_colour(_resized(share, size)).to(out), opacity.to(out))
     return out
 
 

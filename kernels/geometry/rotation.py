@@ -6,13 +6,13 @@ from torch import Tensor
 from .bundle import rotation_of
 
 
-def turn_and_zoom(a: Tensor, omega: Tensor, zoom: Tensor, focal: Tensor) -> Tensor:
+def rotate_and_zoom(a: Tensor, omega: Tensor, zoom: Tensor, focal: Tensor) -> Tensor:
     """Where points a [P, N, 2] (pixels from the middle) are seen after a rotation [P, 3] (vector) and a zoom [P] (log)."""
     ray = torch.cat([a / focal, torch.ones_like(a[..., :1])], dim=-1) @ rotation_of(omega).transpose(-1, -2)
     return focal * zoom.exp()[:, None, None] * ray[..., :2] / ray[..., 2:].clamp(min=0.05)
 
 
-def fit_turn_and_zoom(
+def fit_rotation_and_zoom(
     a: Tensor, b: Tensor, valid: Tensor, focal: Tensor, scale: float, rounds: int = 8
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation vectors [P, 3], zooms [P] and what they leave of each point, [P, N] pixels (0 where invalid).
@@ -22,7 +22,7 @@ def fit_turn_and_zoom(
     """
     omega, zoom = a.new_zeros(len(a), 3), a.new_zeros(len(a))
     for round in range(rounds):
-        at = turn_and_zoom(a, omega, zoom, focal)
+        at = rotate_and_zoom(a, omega, zoom, focal)
         residual = at - b
         x, y = (at / focal).unbind(-1)
         one = torch.ones_like(x)
@@ -39,7 +39,7 @@ def fit_turn_and_zoom(
         step = -torch.linalg.solve(A, g)
         omega = compose(step[:, :3], omega)
         zoom = (zoom + step[:, 3]).clamp(-3, 3)
-    left = (turn_and_zoom(a, omega, zoom, focal) - b).square().sum(-1).sqrt()
+    left = (rotate_and_zoom(a, omega, zoom, focal) - b).square().sum(-1).sqrt()
     return omega, zoom, torch.where(valid, left, 0.0)
 
 

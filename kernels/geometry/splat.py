@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cameras import EPSILON, between, carry, project
+from .cameras import EPSILON, pixel_transform, project, warp
 
 # float32 holds whole numbers up to this exactly.
 FLOAT32_INTEGERS = 1 << 24
@@ -30,7 +30,7 @@ class Splat:
     depth: Tensor
     covered: Tensor
 
-    def pick(self, values: Tensor, background: float) -> Tensor:
+    def gather(self, values: Tensor, background: float) -> Tensor:
         """values [C, S, H, W] of the points that are seen -> [C, H, W], `background` where there is none."""
         seen = values.reshape(len(values), -1).index_select(1, self.winner.clamp(min=0).view(-1))
         return seen.view(-1, *self.winner.shape).masked_fill_(~self.covered, background)
@@ -50,7 +50,7 @@ def splat(depth: Tensor, K: Tensor, world_to_camera: Tensor, target: int, source
     key = torch.empty(h * w, dtype=torch.int64, device=depth.device)
     upper = key.view(torch.int32).view(h, w, 2)[:, :, UPPER]
     for source in sources:
-        x, y, z = carry(depth[source], *between(K, world_to_camera, source, target))
+        x, y, z = warp(depth[source], *pixel_transform(K, world_to_camera, source, target))
         missed = ~((z > 0) & (z < torch.inf))
         nonzero = z + EPSILON
         u = x.div_(nonzero).round_().clamp_(-1, w)
@@ -69,12 +69,12 @@ def splat(depth: Tensor, K: Tensor, world_to_camera: Tensor, target: int, source
     return Splat(winner, torch.where(covered, bits, torch.inf), covered)
 
 
-def landing(points: Tensor, K: Tensor, world_to_camera: Tensor, seen: Splat) -> tuple[Tensor, Tensor]:
+def subpixel_positions(points: Tensor, K: Tensor, world_to_camera: Tensor, seen: Splat) -> tuple[Tensor, Tensor]:
     """Where the seen points lie before rounding: u, v [H, W] in one camera, the pixel itself where there is none.
 
     points: [3, S, H, W] in the world; K [3, 3] and world_to_camera [4, 4] of the camera that `seen` was drawn into.
     """
     h, w = seen.winner.shape
     at = torch.arange(h * w, device=points.device).view(h, w)
-    u, v, _ = project(seen.pick(points, torch.nan), K, world_to_camera)
+    u, v, _ = project(seen.gather(points, torch.nan), K, world_to_camera)
     return tuple(torch.where(seen.covered, e, p.to(e.dtype)) for e, p in ((u, at % w), (v, at // w)))

@@ -21,7 +21,7 @@ from . import bundle, drawing, fundamental
 from .cuts import find_cuts, longest_shot
 from .point_tracks import TorchTracker, follow
 from .record import CONSISTENT, INCONSISTENT, TRACKS, UNDETERMINED, VERSIONS, GeometryError, GeometryRecord, Scored, score_of
-from .rotation import fit_turn_and_zoom
+from .rotation import fit_rotation_and_zoom
 
 BACKENDS = ("auto", "torch", "opencv")
 LINES = 480
@@ -118,11 +118,12 @@ def score_clip(
         frame_errors=(error.sum(1) / weight.sum(1).clamp(min=1e-9)).tolist(), cuts=cuts, notes=notes,
     )  # fmt: skip
     if not pictures:
-        return Scored(record, frames.new_zeros(0, *frames.shape[1:3]).float(), frames.new_zeros(0, *frames.shape[1:]).float())
+        empty = frames.new_zeros(0, *frames.shape[1:]).float()
+        return Scored(record, empty[..., 0], empty.cpu())
     # Back to the pixels of the clip.
     size = frames.shape[1:3]
     on_picture = (seen + middle.cpu()) / scale
-    maps = drawing.spread(on_picture, error, weight, size)
+    maps = drawing.error_maps(on_picture, error, weight, size)
     preview = drawing.draw_tracks(
         _unit(frames[indices]), on_picture, (explained.at + middle.cpu()) / scale, visible, error, WORST
     )
@@ -144,7 +145,7 @@ def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explaine
     few = order.topk(min(REFINED, count)).indices.sort().values
     some, shown = seen[:, few], visible[:, few]
     reference, scale = keys // 2, 1.0 / px
-    steps, _, _ = fit_turn_and_zoom(some[:-1], some[1:], shown[:-1] & shown[1:], seen.new_tensor(focal), 2 * scale)
+    steps, _, _ = fit_rotation_and_zoom(some[:-1], some[1:], shown[:-1] & shown[1:], seen.new_tensor(focal), 2 * scale)
     rotation = [torch.eye(3, dtype=seen.dtype)]
     for step in bundle.rotation_of(steps):
         rotation.append(step @ rotation[-1])
@@ -156,7 +157,7 @@ def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explaine
     )
     narrowed, cost = _narrow(scene, some, shown, reference, scale)
     if cost > SURE:
-        other, lower = _narrow(bundle.swap_near_and_far(scene), some, shown, reference, scale)
+        other, lower = _narrow(bundle.reverse_depth(scene), some, shown, reference, scale)
         narrowed = other if lower < cost else narrowed
     scene, _ = bundle.refine(narrowed, some, shown, reference, scale, 20, 1e-4)
     scene = bundle.triangulate(scene, seen, visible, reference, scale)
@@ -167,7 +168,7 @@ def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explaine
     both = visible[i] & visible[i + gap]
     total = both.sum().clamp(min=1)
     # Of the explained tracks, not of the tracks: what is wrong with a clip must not count as depth.
-    _, _, beyond = fit_turn_and_zoom(at[i], at[i + gap], both, scene.focal, 2 * scale)
+    _, _, beyond = fit_rotation_and_zoom(at[i], at[i + gap], both, scene.focal, 2 * scale)
     parallax = float((beyond * px).clamp(max=MOST_PARALLAX).sum() / total)
     _, cut = fundamental.ransac(seen[i], seen[i + gap], both, WORST * scale, generator, 32, 2)
     return _Explained(distance, at, parallax, float(cut.sum() / total) * px)
@@ -218,7 +219,7 @@ def _nothing(frames: Tensor, indices: list[int], cuts: list[int], why: str, meas
         [math.nan] * len(indices), cuts,
     )  # fmt: skip
     maps = torch.full((len(indices), *frames.shape[1:3]), math.nan, device=frames.device)
-    return Scored(record, maps, _unit(frames[indices]))
+    return Scored(record, maps, _unit(frames[indices]).cpu())
 
 
 def _require_clip(frames: Tensor) -> None:

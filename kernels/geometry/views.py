@@ -62,7 +62,7 @@ def usable_pixels(views: Views) -> Tensor:
     """bool [S, H, W]: finite depth above zero, and confidence (where there is any) above 1e-5 as in VideoGPA's release."""
     keep = views.depth.isfinite() & (views.depth > 0)
     if views.confidence is not None:
-        keep &= views.confidence > MIN_CONFIDENCE
+        keep &= (views.confidence > MIN_CONFIDENCE).to(keep.device)
     return keep
 
 

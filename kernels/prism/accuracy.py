@@ -1,6 +1,5 @@
 """How often a scorer's order is people's: with ties, without, by noise level, and how sure it may be of itself."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,18 +55,13 @@ def tie_threshold(difference: Tensor, outcome: Tensor) -> float:
     right = ((difference.sign() == outcome) & (outcome != TIE))[order].long()
     # Calling the first j a tie gets their ties right and the decided ones beyond them.
     gained = torch.cat([tie.new_zeros(1), tie.cumsum(0)]) + right.sum() - torch.cat([tie.new_zeros(1), right.cumsum(0)])
-    # Equal sizes cannot be parted.
-    possible = torch.cat([torch.ones(1, dtype=torch.bool), size[1:] > size[:-1], torch.ones(1, dtype=torch.bool)])
+    # A threshold cannot lie between equal differences.
+    end = torch.ones(1, dtype=torch.bool, device=size.device)
+    possible = torch.cat([end, size[1:] > size[:-1], end])
     j = int(torch.where(possible, gained, -1).argmax())
     if j == 0:
         return 0.0
     return float(size[-1]) if j == len(size) else float((size[j - 1] + size[j]) / 2)
-
-
-def by_level(sigma: Tensor, difference: Tensor, outcome: Tensor, levels: Sequence[float], threshold: float) -> list[Accuracy]:
-    """One Accuracy a noise level; sigma: [N], each pair counts for the nearest level."""
-    nearest = (sigma[:, None] - torch.tensor(levels, dtype=sigma.dtype)).abs().argmin(dim=1)
-    return [accuracy(difference[nearest == i], outcome[nearest == i], threshold) for i in range(len(levels))]
 
 
 def calibration_error(difference: Tensor, outcome: Tensor, bins: int = BINS) -> float | None:
@@ -82,27 +76,6 @@ def calibration_error(difference: Tensor, outcome: Tensor, bins: int = BINS) -> 
     place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     gaps = [(confidence[place == i].sum() - right[place == i].sum()).abs() for i in range(bins)]
     return float(torch.stack(gaps).sum() / len(d))
-
-
-def temperature(difference: Tensor, outcome: Tensor, steps: int = 60) -> float:
-    """The factor by which differences are to be divided so that sigmoid(difference) is the share of pairs won, > 0.
-
-    Found by bisecting the derivative of the likelihood, which is monotone. 1 without decided pairs; bounded to
-    [1e-3, 1e3] where every pair or none is ordered right.
-    """
-    difference = _checked(difference)
-    margin = (difference * outcome)[outcome != TIE].double()
-    if not len(margin):
-        return 1.0
-    low, high = 1e-3, 1e3
-    for _ in range(steps):
-        middle = (low * high) ** 0.5
-        # d/d(1/T) of the log likelihood: positive while a colder scorer would be likelier.
-        if float((margin * torch.sigmoid(-margin / middle)).sum()) > 0:
-            high = middle
-        else:
-            low = middle
-    return (low * high) ** 0.5
 
 
 def _checked(difference: Tensor) -> Tensor:

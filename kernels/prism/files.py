@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..files import header as formats
 from ..files.header import FormatError, Header
@@ -45,7 +44,7 @@ def save(loaded: LoadedHead, path: str | Path) -> None:
     formats.write(path, loaded.head.state_dict(), header)
 
 
-def load(path: str | Path, operations=nn, dtype: torch.dtype | None = None) -> LoadedHead:
+def load(path: str | Path) -> LoadedHead:
     """Reads a head, on the CPU. Raises FormatError or FileNotFoundError naming the file and what is wrong with it."""
     path = Path(path)
     tensors, header = formats.read(path, KIND)
@@ -56,7 +55,7 @@ def load(path: str | Path, operations=nn, dtype: torch.dtype | None = None) -> L
         config = HeadConfig.from_json(header.config["head"])
         backbone = Backbone.from_json(header.config["backbone"])
         low, high = header.config["sigmas"]
-        head = PrismHead(config, operations, dtype)
+        head = PrismHead(config)
         head.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise FormatError(f"{path}: its header and its tensors do not make a PRISM head ({e}); train it anew") from e

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import LayerNorm, Linear
 from torch.nn import functional as F
 
 from .query_attention import masked_mean, query_attention
@@ -36,7 +37,7 @@ class HeadConfig:
     queries: int = 1
     dimensions: tuple[str, ...] = ("overall",)
     time: bool = False
-    levels: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
     pooling: str = "query"
 
     def __post_init__(self):
@@ -48,38 +49,39 @@ class HeadConfig:
             raise ValueError(f"taps {self.taps} must ascend, dimensions {self.dimensions} and layers {self.layers} exist")
 
     def to_json(self) -> dict:
-        return asdict(self)
+        """Plain values under the names that files have had from the start: `sigmas` is called "levels" there."""
+        values = asdict(self)
+        return values | {"levels": values.pop("sigmas")}
 
     @classmethod
     def from_json(cls, values: dict) -> "HeadConfig":
         """The inverse of `to_json`; an unknown entry is a TypeError."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        tuples = {"sigmas" if k == "levels" else k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
 
 
 class PrismHead(nn.Module):
-    """Scores noisy latents from features of a frozen DiT. `operations`: torch.nn, or ComfyUI's, which cast and offload."""
+    """Scores noisy latents from features of a frozen DiT."""
 
-    def __init__(self, config: HeadConfig, operations=nn, dtype: torch.dtype | None = None, device=None):
+    def __init__(self, config: HeadConfig):
         super().__init__()
-        made = {"dtype": dtype, "device": device}
         self.config = config
         width = config.dim
         # The residual stream has a few very large channels: without norms they are all that attention sees.
-        self.visual_norms = nn.ModuleList(operations.LayerNorm(config.backbone_dim, **made) for _ in config.taps)
-        self.text_norm = operations.LayerNorm(config.backbone_dim, **made)
-        self.project = operations.Linear(config.backbone_dim, width, **made)
+        self.visual_norms = nn.ModuleList(LayerNorm(config.backbone_dim) for _ in config.taps)
+        self.text_norm = LayerNorm(config.backbone_dim)
+        self.project = Linear(config.backbone_dim, width)
         if config.pooling == "query":
-            self.query = nn.Parameter(torch.empty(config.queries, width, **made))
-            self.to_q, self.to_k, self.to_v, self.to_out = (operations.Linear(width, width, **made) for _ in range(4))
+            self.query = nn.Parameter(torch.empty(config.queries, width))
+            self.to_q, self.to_k, self.to_v, self.to_out = (Linear(width, width) for _ in range(4))
         if config.time:
-            self.time = operations.Linear(FREQUENCIES, 2 * width, **made)
-        self.norm = operations.LayerNorm(width, **made)
+            self.time = Linear(FREQUENCIES, 2 * width)
+        self.norm = LayerNorm(width)
         widths = [width * (config.queries if config.pooling == "query" else 1), *[width] * (config.layers - 1)]
         ends = [*widths[1:], len(config.dimensions)]
-        self.mlp = nn.ModuleList(operations.Linear(a, b, **made) for a, b in zip(widths, ends, strict=True))
-        if config.levels:
-            self.log_temperature = nn.Parameter(torch.zeros(len(config.levels), **made))
+        self.mlp = nn.ModuleList(Linear(a, b) for a, b in zip(widths, ends, strict=True))
+        if config.sigmas:
+            self.log_temperature = nn.Parameter(torch.zeros(len(config.sigmas)))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -97,7 +99,7 @@ class PrismHead(nn.Module):
         """Scores [B, dimensions], in the head's dtype.
 
         visual: one [B, N, backbone_dim] a tap; text: [B, L, backbone_dim]; text_mask: bool [B, L], False at padding (None:
-        all are words); sigma: [B] in 0..1, needed by `time` and `levels`. Raises ValueError where shapes do not fit.
+        all are words); sigma: [B] in 0..1, needed by `time` and `sigmas`. Raises ValueError where shapes do not fit.
         """
         self.check(visual, text, text_mask)
         features = [*visual, text]
@@ -120,9 +122,9 @@ class PrismHead(nn.Module):
         x = x.flatten(1)
         for i, layer in enumerate(self.mlp):
             x = layer(x if i == 0 else F.gelu(x))
-        if self.config.levels:
-            levels = torch.tensor(self.config.levels, device=x.device)
-            nearest = (self._needed(sigma).to(x.device)[:, None] - levels).abs().argmin(dim=1)
+        if self.config.sigmas:
+            sigmas = torch.tensor(self.config.sigmas, device=x.device)
+            nearest = (self._needed(sigma).to(x.device)[:, None] - sigmas).abs().argmin(dim=1)
             x = x / self.log_temperature.to(x)[nearest].exp()[:, None]
         return x
 

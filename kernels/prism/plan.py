@@ -102,20 +102,20 @@ def halving(candidates: int, keep: int, rounds: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-def step_at(sigmas: Sequence[float], sigma: float) -> int:
+def step_at(schedule: Sequence[float], sigma: float) -> int:
     """The first step whose input is no noisier than `sigma`, from 1, or len(sigmas) - 1 when there is none.
 
     sigmas: the schedule, descending, one more than there are steps.
     """
-    last = len(sigmas) - 1
-    return next((k for k in range(1, last) if sigmas[k] <= sigma + 1e-6), last)
+    last = len(schedule) - 1
+    return next((k for k in range(1, last) if schedule[k] <= sigma + 1e-6), last)
 
 
 def make_plan(
-    sigmas: Sequence[float],
+    schedule: Sequence[float],
     candidates: int,
     keep: int = 1,
-    levels: Sequence[float] = SIGMAS,
+    sigmas: Sequence[float] = SIGMAS,
     survivors: Sequence[int] | None = None,
     passes: int = 2,
     depth: int = 30,
@@ -127,16 +127,16 @@ def make_plan(
     Levels that fall on one step become one checkpoint, with the fewest survivors; a level below the last step's is an error.
     Raises PlanError.
     """
-    steps = len(sigmas) - 1
-    if steps < 1 or any(b >= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
-        raise PlanError(f"the schedule must descend over at least one step, found {list(sigmas)}")
+    steps = len(schedule) - 1
+    if steps < 1 or any(b >= a for a, b in zip(schedule, schedule[1:], strict=False)):
+        raise PlanError(f"the schedule must descend over at least one step, found {list(schedule)}")
     if not 1 <= keep <= candidates:
         raise PlanError(f"keep {keep} of {candidates} candidates: expected 1 to {candidates}")
     if finish not in (CONTINUE, RESTART):
         raise PlanError(f"unknown finish '{finish}': expected {CONTINUE} or {RESTART}")
     if not 0 <= tap < depth or passes < 1:
         raise PlanError(f"tap {tap} is no block of a network of {depth}, or passes {passes} < 1")
-    ordered = sorted(levels, reverse=True)
+    ordered = sorted(sigmas, reverse=True)
     counts = halving(candidates, keep, len(ordered)) if survivors is None else tuple(survivors)
     if survivors is not None and len(counts) != len(ordered):
         raise PlanError(f"{len(ordered)} checkpoints and {len(counts)} survivor counts: expected one each")
@@ -146,17 +146,17 @@ def make_plan(
         raise PlanError(f"{candidates} candidates and no checkpoint: give at least one noise level to prune at")
     points: dict[int, Checkpoint] = {}
     left = candidates
-    for level, count in zip(ordered, counts, strict=False):
-        step = step_at(sigmas, level)
+    for sigma, count in zip(ordered, counts, strict=False):
+        step = step_at(schedule, sigma)
         if step >= steps:
             raise PlanError(
-                f"no step starts at or below sigma {level:g}: the last of {steps} starts at {sigmas[-2]:.3f}; "
+                f"no step starts at or below sigma {sigma:g}: the last of {steps} starts at {schedule[-2]:.3f}; "
                 "prune at a higher noise level or use more steps"
             )
         if not keep <= count <= left:
-            raise PlanError(f"{count} survivors at sigma {level:g}: expected {keep} to {left}")
+            raise PlanError(f"{count} survivors at sigma {sigma:g}: expected {keep} to {left}")
         if count < left:
-            points[step] = Checkpoint(step, float(sigmas[step]), count)
+            points[step] = Checkpoint(step, float(schedule[step]), count)
             left = count
     if left != keep:
         raise PlanError(f"after the last checkpoint {left} candidates are left: expected {keep}")

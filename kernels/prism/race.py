@@ -1,22 +1,22 @@
-"""An early Best-of-N as a race: candidates run to a checkpoint, are ranked there, and the worst drop out.
+"""Early Best-of-N (arXiv 2606.20310): candidates run to a checkpoint, are ranked there, and the worst are dropped.
 
-A candidate is a sampler that asks for its network's outputs instead of computing them. So the race sees every call before it
-is answered: it scores the calls that meet a checkpoint, and answers several candidates' calls at once where that is wanted.
+A candidate is a sampler that hands its network calls to the race instead of computing them. The race sees every call before
+it is answered: it scores the calls at a checkpoint, and can answer the calls of several candidates in one batch.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .pausing import Pausing
+from .coroutine import Coroutine
 from .plan import RESTART, Plan, rank
 
-# Schedules are fp32.
-SAME = 1e-6
+# Noise levels closer than this are equal: schedules are fp32.
+SIGMA_TOLERANCE = 1e-6
 
 
 class Call(Protocol):
-    """What a sampler calls its network with. sigma: the noise level."""
+    """The arguments of one network call. sigma: the noise level."""
 
     sigma: float
 
@@ -25,18 +25,18 @@ Ask = Callable[[Call], object]
 
 
 class Network(Protocol):
-    """What answers the calls; both methods take calls of different candidates at one noise level."""
+    """Evaluates and scores calls; both methods take calls of different candidates at one noise level."""
 
     def evaluate(self, calls: Sequence[Call], features: Sequence[object | None]) -> Sequence[object]:
-        """An output for each call. features: what `score` found for the very call, or None."""
+        """An output for each call. features: what `score` returned for the same call, or None."""
 
     def score(self, calls: Sequence[Call]) -> Sequence[tuple[float, object]]:
         """(score, features) for each call."""
 
 
 @dataclass
-class Standing:
-    """One candidate. scores: checkpoint's step -> score; dropped: the step at which it dropped out, None if it won."""
+class CandidateResult:
+    """One candidate. scores: {step of the checkpoint: score}; dropped: the step at which it was dropped, None for a winner."""
 
     index: int
     scores: dict[int, float] = field(default_factory=dict)
@@ -44,86 +44,90 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """results: of the winners, best first; winners: their indices; board: every candidate."""
+class RaceResult:
+    """results: of the winners, best first; winners: their indices; board: one entry for every candidate."""
 
     results: list
     winners: list[int]
-    board: list[Standing]
+    board: list[CandidateResult]
 
 
 def run(
     plan: Plan,
     start: Callable[[int, Ask], object],
     network: Network,
-    again: Callable[[int, Ask], object] | None = None,
+    restart: Callable[[int, Ask], object] | None = None,
     on_rank: Callable[[Sequence[int]], None] = lambda order: None,
     chunk: int = 1,
-) -> Outcome:
+) -> RaceResult:
     """Runs the plan's candidates.
 
-    start(i, ask): runs candidate i whole and returns its result, with ask(call) for its network. again(i, ask): the same
-    for the winners of a plan that restarts them (None: start). on_rank(candidates in the race, best first) is called after
-    every checkpoint. chunk: how many candidates are answered together; 1 runs one after another from checkpoint to
-    checkpoint, which leaves each bit for bit what it is alone.
-    What a candidate or the network raises ends the race and is raised here; all candidates are dropped. Raises PlanError
-    for a NaN score.
+    start(i, ask): samples candidate i to its end and returns its result; ask(call) returns its network's output.
+    restart(i, ask): the same for the winners of a plan that restarts them (None: start). on_rank(remaining candidates, best
+    first) is called after every checkpoint. chunk: how many candidates are evaluated together; with 1 they run one after
+    another from checkpoint to checkpoint, and each result is bit for bit that of the candidate alone.
+    An exception of a candidate, the network or on_rank cancels all candidates and is raised here. Raises PlanError for a NaN
+    score and RuntimeError for a candidate that returns before its checkpoint.
     """
-    board = [Standing(i) for i in range(plan.candidates)]
-    racing = _runners(start, range(plan.candidates))
+    board = [CandidateResult(i) for i in range(plan.candidates)]
+    running = _start(start, range(plan.candidates))
     features: dict[int, object] = {}
     try:
-        for point in plan.checkpoints:
-            for part in _chunks(list(racing), chunk):
-                _advance(racing, part, point.sigma, network, features)
-                ended = [i for i in part if racing[i].done]
+        for checkpoint in plan.checkpoints:
+            for part in _chunks(list(running), chunk):
+                _advance(running, part, checkpoint.sigma, network, features)
+                ended = [i for i in part if running[i].done]
                 if ended:
-                    raise RuntimeError(f"candidate {ended[0]} ended before its checkpoint at step {point.step}")
-                found = network.score([racing[i].value for i in part])
+                    raise RuntimeError(f"candidate {ended[0]} ended before its checkpoint at step {checkpoint.step}")
+                found = network.score([running[i].value for i in part])
                 for i, (score, seen) in zip(part, found, strict=True):
-                    board[i].scores[point.step], features[i] = float(score), seen
-            indices = list(racing)
-            order = [indices[k] for k in rank([board[i].scores[point.step] for i in indices], len(indices))]
-            for i in order[point.survivors :]:
-                board[i].dropped = point.step
-                racing.pop(i).drop()
+                    board[i].scores[checkpoint.step], features[i] = float(score), seen
+            indices = list(running)
+            order = [indices[k] for k in rank([board[i].scores[checkpoint.step] for i in indices], len(indices))]
+            for i in order[checkpoint.survivors :]:
+                board[i].dropped = checkpoint.step
+                running.pop(i).cancel()
                 features.pop(i)
-            on_rank(order[: point.survivors])
-        # Without a checkpoint there is nothing to rank by: candidates come out in their order.
-        winners = order[: plan.keep] if plan.checkpoints else list(racing)
+            on_rank(order[: checkpoint.survivors])
+        # Without a checkpoint nothing is ranked: the candidates keep their order.
+        winners = order[: plan.keep] if plan.checkpoints else list(running)
         if plan.finish == RESTART and plan.checkpoints:
             for i in winners:
-                racing.pop(i).drop()
+                running.pop(i).cancel()
             features.clear()
-            racing = _runners(again or start, winners)
+            running = _start(restart or start, winners)
         for part in _chunks(winners, chunk):
-            _advance(racing, part, None, network, features)
-        return Outcome([racing[i].value for i in winners], winners, board)
+            _advance(running, part, None, network, features)
+        return RaceResult([running[i].value for i in winners], winners, board)
     finally:
-        for paused in racing.values():
-            paused.drop()
+        for coroutine in running.values():
+            coroutine.cancel()
 
 
-def _runners(start, indices: Sequence[int]) -> dict[int, Pausing]:
-    return {i: Pausing(lambda ask, i=i: start(i, ask)) for i in indices}
+def _start(function, indices: Sequence[int]) -> dict[int, Coroutine]:
+    return {i: Coroutine(lambda ask, i=i: function(i, ask)) for i in indices}
 
 
 def _chunks(members: list[int], size: int) -> list[list[int]]:
     return [members[k : k + size] for k in range(0, len(members), size)]
 
 
-def _advance(racing, members: list[int], level: float | None, network: Network, features: dict) -> None:
-    """Until each of the members has returned, or asks for an output at noise level `level` or below."""
+def _advance(running, members: list[int], sigma: float | None, network: Network, features: dict) -> None:
+    """Runs the members until each calls its network at noise level `sigma` or below, or returns (None: until each returns)."""
     for i in members:
-        if not racing[i].started:
-            racing[i].resume()
+        if not running[i].started:
+            running[i].resume()
     while True:
-        asking = [i for i in members if not racing[i].done and (level is None or racing[i].value.sigma > level + SAME)]
-        if not asking:
+        waiting = [i for i in members if not running[i].done and _is_above(running[i].value.sigma, sigma)]
+        if not waiting:
             return
-        # Samplers of their own step size may be at different levels.
-        sigma = max(racing[i].value.sigma for i in asking)
-        together = [i for i in asking if racing[i].value.sigma == sigma]
-        outputs = network.evaluate([racing[i].value for i in together], [features.pop(i, None) for i in together])
-        for i, out in zip(together, outputs, strict=True):
-            racing[i].resume(out)
+        # Samplers with adaptive step sizes may be at different noise levels.
+        highest = max(running[i].value.sigma for i in waiting)
+        batch = [i for i in waiting if running[i].value.sigma == highest]
+        outputs = network.evaluate([running[i].value for i in batch], [features.pop(i, None) for i in batch])
+        for i, out in zip(batch, outputs, strict=True):
+            running[i].resume(out)
+
+
+def _is_above(sigma: float, limit: float | None) -> bool:
+    return limit is None or sigma > limit + SIGMA_TOLERANCE

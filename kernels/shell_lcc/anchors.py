@@ -7,9 +7,10 @@ nearest anchor's region. Nothing is trained: k-means and sums of squares.
 import torch
 from torch import Tensor
 
-from .coder import Code, Workspace
-from .knn import knn
+from .coder import Code, Workspace, tokens_in_budget
+from .knn import GROUP, knn
 
+# A larger chunk does not make the small systems of equations faster.
 CPU_CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 16384
 # Keeps the system regular where a token stands on an anchor; far below any squared distance between latent tokens.
@@ -53,7 +54,10 @@ class Anchors(torch.nn.Module):
         return self.anchors.device
 
     def chunk_tokens(self, device: torch.device) -> int:
-        return CPU_CHUNK_TOKENS if device.type == "cpu" else CUDA_CHUNK_TOKENS
+        """Tokens in one chunk: the scores of the search are [tokens, K], and the systems of equations have k rows a token."""
+        bases, dim = self.anchors.shape
+        values = max(bases, self.neighbours * (2 * dim + 2 * self.neighbours + GROUP))
+        return min(CPU_CHUNK_TOKENS if device.type == "cpu" else CUDA_CHUNK_TOKENS, tokens_in_budget(values, device))
 
     def nearest(self, z: Tensor) -> Tensor:
         """Indices [n, k] of the nearest anchors of a chunk of fp32 tokens, nearest first."""

@@ -50,7 +50,7 @@ def calibrate(distances: list[Tensor]) -> Calibration:
 def quantiles(values: Tensor) -> Tensor:
     """[101] quantiles of any number of values; by sorting, since torch.quantile stops at 16 million."""
     ordered = values.flatten().sort().values
-    place = torch.linspace(0, ordered.numel() - 1, LEVELS, dtype=torch.float64)
+    place = torch.linspace(0, ordered.numel() - 1, LEVELS, dtype=torch.float64, device=ordered.device)
     low = place.floor().long()
     high = place.ceil().long()
     return torch.lerp(ordered[low].double(), ordered[high].double(), place - low).float()

@@ -6,6 +6,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# Memory of one chunk of tokens, for every coder: up to 128 MiB make no difference on a CPU; a GPU needs more rows to be busy.
+CPU_CHUNK_BYTES = 64 << 20
+GPU_CHUNK_BYTES = 256 << 20
+LEAST_CHUNK_TOKENS = 32
+
 
 class Code(NamedTuple):
     """Skeleton points and shell thickness [n, C] of a chunk of tokens.
@@ -65,6 +70,12 @@ def distance_and_gradient(coder: Coder, z: Tensor) -> tuple[Tensor, Tensor]:
         direct = direction / thickness
         gradient[rows] = pullback(-direct, -direct * u).add_(direct)
     return d, gradient
+
+
+def tokens_in_budget(values: int, device: torch.device) -> int:
+    """How many tokens fit into the memory of a chunk on this device, at `values` fp32 values a token; at least 32."""
+    budget = CPU_CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(LEAST_CHUNK_TOKENS, budget // (4 * values))
 
 
 def chunks(coder: Coder, z: Tensor):

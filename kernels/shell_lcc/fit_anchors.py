@@ -40,12 +40,12 @@ def region_thickness(coder: Anchors, tokens: Tensor, on_progress: Callable[[floa
     thickness^2 = C * mean squared residual of the region's tokens, per dimension.
     """
     count, channels = coder.anchors.shape
-    squares, members = torch.zeros(count, channels), torch.zeros(count, 1)
+    squares, members = torch.zeros(count, channels, device=coder.device), torch.zeros(count, 1, device=coder.device)
     for rows in chunks(coder, tokens):
-        token = tokens[rows]
+        token = tokens[rows].to(coder.device)
         region = coder.nearest(token)[:, 0]
         squares.index_add_(0, region, (token - coder.code(token).skeleton).square())
-        members.index_add_(0, region, torch.ones(len(token), 1))
+        members.index_add_(0, region, torch.ones_like(token[:, :1]))
         on_progress(min(rows.stop / len(tokens), 1.0))
     overall = squares.sum(dim=0) / members.sum()
     # A dimension that every token is coded exactly in would divide by zero later.

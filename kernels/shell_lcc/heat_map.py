@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..colours import heat_map_colour
 from .calibration import BAND
 from .manifold import ShellManifold
-
-# Colours at -1, -0.5, 0, 0.5 and 1 of `position`; 0.5 is the edge of the band.
-COLOURS = ((0.65, 0.90, 1.00), (0.10, 0.30, 0.80), (0.07, 0.07, 0.08), (0.80, 0.15, 0.10), (1.00, 0.85, 0.45))
 
 
 def position(manifold: ShellManifold, distance: Tensor) -> Tensor:
@@ -25,21 +23,13 @@ def position(manifold: ShellManifold, distance: Tensor) -> Tensor:
     return 0.5 * (inside.pow(3) + octaves)
 
 
-def colour(place: Tensor) -> Tensor:
-    """RGB [..., 3] in [0, 1] of positions [...] from -1 to 1, linear between COLOURS."""
-    table = torch.tensor(COLOURS, device=place.device)
-    along = (place + 1) / 2 * (len(COLOURS) - 1)
-    left = along.floor().clamp(max=len(COLOURS) - 2).long()
-    return torch.lerp(table[left], table[left + 1], (along - left)[..., None])
-
-
 def heat_map(manifold: ShellManifold, distance: Tensor, video_frames: bool) -> Tensor:
     """IMAGE [N, height, width, 3] in pixels of distances [B, T, H, W], the items of a batch one after another.
 
     video_frames: as many images as the decoded clips have frames, instead of one a latent frame.
     """
     space = manifold.space
-    images = colour(position(manifold, distance))
+    images = heat_map_colour(position(manifold, distance))
     if video_frames:
         repeats = torch.full((distance.shape[1],), space.temporal_stride, device=distance.device)
         repeats[0] = 1

@@ -5,13 +5,10 @@ State-compatible with the released checkpoint: `basis`, `global_scale`, `global_
 
 import torch
 from torch import Tensor
+from torch.nn import Linear
 
-from .coder import Code, Workspace
+from .coder import Code, Workspace, tokens_in_budget
 from .naive import EPSILON
-
-# Tokens x bases of one chunk: 8 to 64 MiB are alike on a CPU; a GPU wants more rows to be filled.
-CPU_CHUNK_BYTES = 32 << 20
-CUDA_CHUNK_BYTES = 128 << 20
 
 
 def relu_pullback(gradient: Tensor, output: Tensor) -> Tensor:
@@ -22,28 +19,28 @@ def relu_pullback(gradient: Tensor, output: Tensor) -> Tensor:
 class Predictor(torch.nn.Module):
     """Linear-BatchNorm-ReLU-Linear-ReLU-Linear -> softmax weights -> codebook, and a surface head for the thickness.
 
-    embedding_dim: C, the latent channels; num_bases: K; hidden_dim: h. `operations` gives the linear layers.
+    embedding_dim: C, the latent channels; num_bases: K; hidden_dim: h.
     """
 
     kind = "predictor"
 
-    def __init__(self, embedding_dim: int = 16, num_bases: int = 4096, hidden_dim: int = 512, operations=torch.nn):
+    def __init__(self, embedding_dim: int = 16, num_bases: int = 4096, hidden_dim: int = 512):
         super().__init__()
         self.basis = torch.nn.Parameter(torch.randn(num_bases, embedding_dim) * (2.0 / (num_bases + embedding_dim)) ** 0.5)
         self.global_scale = torch.nn.Parameter(torch.ones(1))
         self.global_bias = torch.nn.Parameter(torch.zeros(1, embedding_dim))
         self.predictor = torch.nn.Sequential(
-            operations.Linear(embedding_dim, hidden_dim),
+            Linear(embedding_dim, hidden_dim),
             torch.nn.BatchNorm1d(hidden_dim),
             torch.nn.ReLU(),
-            operations.Linear(hidden_dim, hidden_dim),
+            Linear(hidden_dim, hidden_dim),
             torch.nn.ReLU(),
-            operations.Linear(hidden_dim, num_bases),
+            Linear(hidden_dim, num_bases),
         )
         self.surface_head = torch.nn.Sequential(
-            operations.Linear(embedding_dim, hidden_dim),
+            Linear(embedding_dim, hidden_dim),
             torch.nn.ReLU(),
-            operations.Linear(hidden_dim, embedding_dim),
+            Linear(hidden_dim, embedding_dim),
         )
 
     @classmethod
@@ -65,9 +62,8 @@ class Predictor(torch.nn.Module):
         return self.basis.device
 
     def chunk_tokens(self, device: torch.device) -> int:
-        """Tokens a chunk, so that one [tokens, K] workspace stays within the device's budget."""
-        budget = CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
-        return max(32, budget // (4 * self.basis.shape[0]))
+        """Tokens in one chunk: weights and logits are both [tokens, K]."""
+        return tokens_in_budget(2 * self.basis.shape[0], device)
 
     def weights(self, z: Tensor) -> Tensor:
         """Softmax weights [N, K] by autograd-able layers (BatchNorm as in this module's mode): for fitting."""
@@ -100,10 +96,10 @@ class Predictor(torch.nn.Module):
         c = w @ self.basis
         s = c * self.global_scale + self.global_bias
         g1 = torch.addmm(a1.bias, s, a1.weight.t()).relu_()
-        spread = torch.addmm(a2.bias, g1, a2.weight.t()).exp_()
+        deviation = torch.addmm(a2.bias, g1, a2.weight.t()).exp_()
 
         def pullback(grad_skeleton: Tensor, grad_thickness: Tensor) -> Tensor:
-            hidden = relu_pullback((grad_thickness * spread) @ a2.weight, g1)
+            hidden = relu_pullback((grad_thickness * deviation) @ a2.weight, g1)
             dc = (grad_skeleton + hidden @ a1.weight) * self.global_scale
             logits = torch.mm(dc, self.basis.t(), out=workspace.take("logits", rows, bases, z))
             logits.sub_((dc * c).sum(dim=1, keepdim=True)).mul_(w)
@@ -111,7 +107,7 @@ class Predictor(torch.nn.Module):
             hidden = relu_pullback(hidden @ w2, h1)
             return hidden @ w1
 
-        return Code(s, spread + EPSILON, pullback)
+        return Code(s, deviation + EPSILON, pullback)
 
     def _folded_input_layer(self) -> tuple[Tensor, Tensor]:
         linear, norm = self.predictor[0], self.predictor[1]
