@@ -94,7 +94,7 @@ class GuidedNetwork:
         return self.denoiser.text[row : row + 1], self.denoiser.bias[row : row + 1]
 
 
-def search(plan: Plan, network: GuidedNetwork, noises: Sequence[Tensor], sigmas: Sequence[float]) -> race.Outcome:
+def search(plan: Plan, network: GuidedNetwork, noises: Sequence[Tensor], sigmas: Sequence[float]) -> race.RaceResult:
     """Early Best-of-N by Euler steps. noises: one [1, C, T, H, W] a candidate, unit variance; sigmas: the schedule from 1 to 0
     that the plan was made for. The outcome's results are the winners' latents [1, C, T, H, W], normalised, best first."""
     return race.run(plan, lambda i, ask: euler(RacedDenoiser(ask), noises[i], sigmas), network)
