@@ -1,4 +1,4 @@
-"""Video files of a folder -> a batch of latents, one clip in memory at a time."""
+"""Encode the video files of a folder with a VAE, one clip in memory at a time."""
 
 import logging
 import os
@@ -13,18 +13,20 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
+from .model_files import file_state
+
 TITLE = "Encode Clips from Folder"
 NO_FOLDERS = "(no folder in input yet)"
-# swscale's bicubic, full chroma interpolation, accurate rounding, bit-exact: its defaults are darker by half a level.
+# swscale flags: bicubic, full chroma interpolation, accurate rounding, bit-exact. The defaults are half a grey level darker.
 SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
 
 
-def read_clips(path: str, width: int, height: int, frames: int, fps: float) -> Iterator[torch.Tensor]:
-    """Consecutive clips [frames, height, width, 3] in [0, 1] of a video, sampled at `fps`, covering the size and cropped
-    to its centre.
+def decode_clips(path: str, width: int, height: int, frames: int, fps: float) -> Iterator[torch.Tensor]:
+    """Consecutive clips [frames, height, width, 3] in [0, 1] of a video, sampled at `fps`, scaled to cover the size and
+    cropped to the centre.
 
-    A video slower than fps is taken at its own rate: repeated frames would be stillness that nobody filmed.
-    Raises av.FFmpegError where the file is damaged, IndexError when it has no video stream.
+    A video slower than fps is sampled at its own rate, since repeated frames would look like a still scene.
+    Raises av.FFmpegError for a damaged file, IndexError for a file without a video stream.
     """
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -36,7 +38,7 @@ def read_clips(path: str, width: int, height: int, frames: int, fps: float) -> I
             comfy.model_management.throw_exception_if_processing_interrupted()
             time = index / rate if frame.time is None else frame.time
             start = time if start is None else start
-            # The frame nearest to the instant that is due.
+            # Take the frame nearest to the next sampling time.
             if time < start + taken * step - 0.5 / rate - 1e-6:
                 continue
             taken += 1
@@ -62,8 +64,8 @@ class EncodeClips(io.ComfyNode):
             display_name=TITLE,
             category="model/latent",
             description=(
-                "Reads the video files of a folder in ComfyUI's input directory, cuts clips of one size and length out "
-                "of them and encodes each with a video VAE, one at a time. The latents are meant for Fit Shell-LCC. "
+                "Reads the video files of a folder in ComfyUI's input directory, cuts clips of equal size and length from "
+                "them and encodes each with a video VAE, one at a time. The latents are meant for Fit Shell-LCC. "
                 "HDR video is not converted."
             ),
             search_aliases=["encode videos", "load clips", "video folder", "dataset", "intrinsic reward", "batch encode"],
@@ -79,10 +81,10 @@ class EncodeClips(io.ComfyNode):
                     "width", default=832, min=64, max=8192, step=16, tooltip="Clips are scaled to cover width x height."
                 ),
                 io.Int.Input(
-                    "height", default=480, min=64, max=8192, step=16, tooltip="What sticks out is cropped away evenly."
+                    "height", default=480, min=64, max=8192, step=16, tooltip="The excess is cropped equally on both sides."
                 ),
                 io.Int.Input(
-                    "frames", default=33, min=5, max=1001, step=4, tooltip="Frames of a clip, 4n+1. Shorter files are skipped."
+                    "frames", default=33, min=5, max=1001, step=4, tooltip="Frames per clip, 4n+1. Shorter files are skipped."
                 ),
                 io.Float.Input(
                     "fps",
@@ -90,7 +92,7 @@ class EncodeClips(io.ComfyNode):
                     min=1.0,
                     max=120.0,
                     step=0.01,
-                    tooltip="Frames per second to sample at; 16 is Wan2.1's. Slower videos are taken at their own rate.",
+                    tooltip="Frames per second to sample at; 16 is Wan2.1's. Slower videos are sampled at their own rate.",
                 ),
                 io.Int.Input(
                     "max_clips",
@@ -98,13 +100,13 @@ class EncodeClips(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip=(
-                        "Clips of one file at most. They resemble each other, so many files with one clip each teach "
-                        "more."
+                        "Maximum clips per file. Clips of one file resemble each other: many files with one clip each are "
+                        "better."
                     ),
                 ),
             ],
             outputs=[
-                io.Latent.Output(tooltip="All clips as one batch (raw, as VAE Encode gives it)."),
+                io.Latent.Output(tooltip="All clips as one batch (raw, as from VAE Encode)."),
                 io.String.Output(
                     display_name="report", tooltip="How many clips came from each file, and what was skipped and why."
                 ),
@@ -124,7 +126,7 @@ class EncodeClips(io.ComfyNode):
             before = len(latents)
             problem = f"shorter than {frames} frames at {fps:g} frames per second"
             try:
-                for count, clip in enumerate(read_clips(os.path.join(path, name), width, height, frames, fps), start=1):
+                for count, clip in enumerate(decode_clips(os.path.join(path, name), width, height, frames, fps), start=1):
                     latents.append(vae.encode(clip))
                     bar.update_absolute(number * max_clips + count)
                     if count == max_clips:
@@ -150,18 +152,17 @@ class EncodeClips(io.ComfyNode):
         if folder is None or folder in folder_paths.get_input_subfolders():
             return True
         if folder == NO_FOLDERS:
-            return f"make a folder in {folder_paths.get_input_directory()}, put videos into it and refresh"
+            return f"there is no folder in {folder_paths.get_input_directory()}: make one, put videos into it and refresh"
         return f"there is no folder '{folder}' in {folder_paths.get_input_directory()}"
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
         path, names = list_videos(folder)
-        states = [os.stat(os.path.join(path, name)) for name in names]
-        return [[name, s.st_mtime_ns, s.st_size] for name, s in zip(names, states, strict=True)]
+        return [[name, *file_state(os.path.join(path, name))] for name in names]
 
 
 def list_videos(folder: str) -> tuple[str, list[str]]:
-    """(path, names of the video files, sorted) of a folder in the input directory. Raises ValueError when there is none."""
+    """(path, names of the video files, sorted) of a folder in the input directory. Raises ValueError when there are none."""
     if folder not in folder_paths.get_input_subfolders():
         raise ValueError(f"{TITLE}, input 'folder': {folder!r} is not a folder in the input directory")
     path = os.path.join(folder_paths.get_input_directory(), folder)

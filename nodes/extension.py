@@ -1,4 +1,4 @@
-"""The pack as ComfyUI sees it: its nodes and its model folder."""
+"""The pack's ComfyUI extension: model folders and the list of nodes."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -41,9 +41,9 @@ MODULES = (
 
 class IntrinsicRewardExtension(ComfyExtension):
     async def on_load(self) -> None:
-        shell_lcc_files.register_folder()
-        prism_files.register_folder()
-        geometry_da3.register_folder()
+        shell_lcc_files.FOLDER.register()
+        prism_files.FOLDER.register()
+        geometry_da3.FOLDER.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in MODULES for node in module.NODES]

@@ -77,7 +77,7 @@ def note(cls, node: str, scored: list[Scored]) -> None:
         {k: plain[k] for k in ("score", "verdict", "measurements", "cuts", "scorer", "version")}
         for plain in (s.record.to_json() for s in scored)
     ]
-    saved_metadata.note(cls, {"node": node, "scores": [c["score"] for c in clips], "clips": clips})
+    saved_metadata.add(cls, {"node": node, "scores": [c["score"] for c in clips], "clips": clips})
 
 
 def on_wire(images: torch.Tensor) -> torch.Tensor:

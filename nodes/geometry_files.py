@@ -1,4 +1,4 @@
-"""Depth and cameras on disk: Save Geometry writes what the trainers read beside a clip, Load Geometry brings it back."""
+"""Save and load multi-view geometry (depth, cameras, frames) as .safetensors files, which the trainers read too."""
 
 import os
 
@@ -11,6 +11,7 @@ from ..kernels.geometry.view_files import load_views, save_views
 from ..kernels.geometry.views import require_usable
 from . import geometry_clips as shared
 from .geometry_type import DA3GeometryType, from_wire, to_wire
+from .model_files import file_state
 
 FOLDER = "geometry"
 NO_FILES = "(no file in output/geometry or input/geometry yet)"
@@ -18,7 +19,7 @@ LOAD, SAVE = "Load Geometry", "Save Geometry"
 
 
 def list_files() -> list[str]:
-    """The .safetensors files in the folders geometry of the output and the input directory, named as core does."""
+    """The .safetensors files in output/geometry and input/geometry, with core's annotation [output] or [input]."""
     found = []
     for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
         names, _ = folder_paths.recursive_search(os.path.join(root, FOLDER), excluded_dir_names=[".git"])
@@ -43,7 +44,7 @@ class SaveGeometry(io.ComfyNode):
                 DA3GeometryType.Input(
                     "da3_geometry",
                     tooltip=(
-                        "From Geometry Consistency (DA3), which notes the frames' numbers, or Run Depth Anything 3 in "
+                        "From Geometry Consistency (DA3), which adds the frame numbers, or Run Depth Anything 3 in "
                         "multi-view mode."
                     ),
                 ),
@@ -51,7 +52,7 @@ class SaveGeometry(io.ComfyNode):
                     "filename_prefix",
                     default=f"{FOLDER}/clip",
                     tooltip=(
-                        "As in Save nodes: folders and the beginning of the name, to which a number is appended. The trainers "
+                        "As in other save nodes: folders and the start of the file name; a number is appended. The trainers "
                         "match geometry and clip by name, and Load Geometry lists the folder geometry."
                     ),
                 ),
@@ -82,7 +83,7 @@ class LoadGeometry(io.ComfyNode):
             display_name=LOAD,
             category=shared.CATEGORY,
             description=(
-                "Loads depth, cameras and frames that Save Geometry or another tool wrote, as multi-view geometry for "
+                "Loads depth, cameras and frames written by Save Geometry or another tool, as multi-view geometry for "
                 "Geometry Consistency (DA3) and core's Depth Anything 3 nodes."
             ),
             search_aliases=["load depth", "load cameras", "import poses", "geometry", "da3", "intrinsic reward"],
@@ -98,7 +99,7 @@ class LoadGeometry(io.ComfyNode):
             ],
             outputs=[
                 DA3GeometryType.Output(
-                    display_name="da3_geometry", tooltip="Multi-view geometry with the numbers of its frames."
+                    display_name="da3_geometry", tooltip="Multi-view geometry with its frame numbers."
                 ),
                 io.Image.Output(display_name="images", tooltip="The frames that the geometry was estimated from."),
             ],
@@ -123,15 +124,14 @@ class LoadGeometry(io.ComfyNode):
         if file == NO_FILES:
             return f"there is no geometry in {folder}: save some with the node Save Geometry"
         return (
-            f"there is no '{file}'; expected a .safetensors file in {folder}, or in geometry in the input directory: refresh"
+            f"there is no '{file}'; expected a .safetensors file in {folder} or in input/geometry: refresh the list"
         )
 
     @classmethod
     def fingerprint_inputs(cls, file):
         if file not in list_files():
             return file
-        status = os.stat(folder_paths.get_annotated_filepath(file))
-        return [file, status.st_mtime_ns, status.st_size]
+        return [file, *file_state(folder_paths.get_annotated_filepath(file))]
 
 
 NODES = [SaveGeometry, LoadGeometry]

@@ -1,4 +1,4 @@
-"""A small picture of a video latent without a VAE: the linear map to colours that ComfyUI's previews use."""
+"""Thumbnail of a video latent without a VAE, by the linear latent-to-RGB map of ComfyUI's previews."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 def thumbnail(latent: torch.Tensor, latent_format) -> torch.Tensor:
     """uint8 [H, W, 3] on the CPU: the middle frame of the first item of a latent [B, C, T, H, W] in model space.
 
-    Grey where the format has no such map.
+    Grey if the format has no such map.
     """
     z = latent[0, :, latent.shape[2] // 2].float().cpu()
     factors = getattr(latent_format, "latent_rgb_factors", None)

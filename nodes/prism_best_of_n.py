@@ -1,4 +1,4 @@
-"""PRISM Best-of-N: several seeds started, ranked while they are still noisy, and only the best sampled to the end."""
+"""Early Best-of-N (PRISM, arXiv 2606.20310): rank several seeds while they are noisy, finish only the best."""
 
 import copy
 
@@ -11,43 +11,47 @@ from server import PromptServer
 
 from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS
 from . import prism_board, saved_metadata
-from .prism_race import Race, copy_guider, reserve_for
+from .prism_race import Candidates, Race, RaceSettings, copy_guider, reserve_memory
 from .prism_score import KEY, parse_sigmas
 from .prism_type import Prism, PrismType
 
 TITLE = "PRISM Best-of-N"
 
 
-def parse_levels(text: str) -> list[float]:
-    """Noise levels to prune at, from "0.98, 0.95". Raises ValueError."""
+def parse_checkpoints(text: str) -> list[float]:
+    """Sigmas of the checkpoints, from a text such as "0.98, 0.95". Raises ValueError."""
     return parse_sigmas(text, f"{TITLE}, input 'checkpoints'")
 
 
-def seeded(noise, index: int):
-    """The NOISE of candidate `index`: that of the seed + index. Raises ValueError for noise that has no seed."""
+def noise_of_candidate(noise, index: int):
+    """A NOISE with its seed + index. Raises ValueError for noise without a seed."""
     if index == 0:
         return noise
     if not hasattr(noise, "seed") or type(noise).__name__ == "Noise_EmptyNoise":
-        raise ValueError(f"{TITLE}, input 'noise': found noise without a seed, so candidates would be alike; use RandomNoise")
+        raise ValueError(f"{TITLE}, input 'noise': found noise without a seed: all candidates would be equal; use RandomNoise")
     other = copy.copy(noise)
     other.seed = noise.seed + index
     return other
 
 
-def fitting(model, latent: dict) -> dict:
-    """The LATENT with an empty one's channels made the model's, as stock samplers do."""
+def fix_channels(model, latent: dict) -> dict:
+    """The LATENT; if it is empty, with the model's channel count, as in core's samplers."""
     return {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
 
 
-def run(guider, sampler, sigmas, latent: dict, noises, seeds, prism: Prism, levels, keep: int, finish: str, chunk: int):
-    """(samples [keep * B, ...] raw, the Race). Raises ValueError, BackboneError, FeaturesError or PlanError."""
+def run(guider, sampler, sigmas, latent: dict, prism: Prism, candidates: Candidates, settings: RaceSettings):
+    """(raw samples [keep * B, C, T, H, W], the Race). sigmas: the schedule.
+
+    Raises ValueError, BackboneError, FeaturesError or PlanError.
+    """
     m = guider.model_patcher.clone()
     m.set_additional_models(KEY, [*m.get_additional_models_with_key(KEY), prism.patcher])
-    reserve_for(m, min(chunk, len(seeds)))
-    racing = Race(sampler, prism, noises, seeds, levels, keep, finish, chunk)
+    reserve_memory(m, min(settings.chunk, len(candidates.seeds)))
+    racing = Race(sampler, prism, candidates, settings)
     samples = copy_guider(guider, m).sample(
-        noises[0], latent["samples"], racing, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seeds[0]
-    )
+        candidates.noises[0], latent["samples"], racing, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True,
+        seed=candidates.seeds[0],
+    )  # fmt: skip
     return samples.to(comfy.model_management.intermediate_device()), racing
 
 
@@ -55,15 +59,15 @@ def outputs(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str
     out = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
     out["samples"] = samples
     if racing.plan.keep > 1:
-        # Of one item each in the batch that went in; winners repeat it.
+        # These have one entry per item of the input batch, which the output repeats for every winner.
         for key in ("batch_index", "noise_mask"):
             out.pop(key, None)
     last = [list(racing.outcome.board[i].scores.values())[-1:] for i in racing.outcome.winners]
     text, board = prism_board.as_text(racing, warning), prism_board.as_image(racing)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-    saved_metadata.note(cls, prism_board.as_notes(racing))
+    saved_metadata.add(cls, prism_board.as_metadata(racing))
     scores = [s[0] if s else 0.0 for s in last]
-    seeds = [racing.seeds[i] for i in racing.outcome.winners]
+    seeds = [racing.candidates.seeds[i] for i in racing.outcome.winners]
     shown = {**ui.PreviewImage(board, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
     return io.NodeOutput(out, scores, seeds, text, board, ui=shown)
 
@@ -76,15 +80,15 @@ def plan_inputs() -> list[io.Input]:
             default=8,
             min=1,
             max=1024,
-            tooltip="How many seeds to start: the seed, the seed + 1, and so on, each as in an ordinary run.",
+            tooltip="Number of seeds to start: seed, seed + 1, and so on, each as in an ordinary run.",
         ),
-        io.Int.Input("keep", default=1, min=1, max=64, tooltip="How many winners to sample to the end, best first."),
+        io.Int.Input("keep", default=1, min=1, max=64, tooltip="Number of winners to sample to the end, best first."),
         io.String.Input(
             "checkpoints",
             default=", ".join(f"{s:g}" for s in SIGMAS),
             tooltip=(
-                "Noise levels at which the worse half drops out. Levels and not steps: they mean the same under any "
-                "scheduler, shift and number of steps."
+                "Sigmas at which the worse half is dropped. Sigmas, not steps, mean the same under any scheduler, shift "
+                "and number of steps."
             ),
         ),
         io.Combo.Input(
@@ -92,9 +96,9 @@ def plan_inputs() -> list[io.Input]:
             options=[CONTINUE, RESTART],
             default=CONTINUE,
             tooltip=(
-                "continue: winners go on from the last checkpoint. restart: they are sampled again from their seeds, "
-                "bit for bit the ordinary run, for as many evaluations more. With EasyCache on the model candidates are "
-                "drafts under the cache, and a restart samples the winners without it."
+                "continue: winners continue from the last checkpoint. restart: they are sampled again from their seeds, "
+                "bit for bit the ordinary run, at the cost of a full run each. With EasyCache on the model, candidates "
+                "are drafts sampled with the cache, and restart samples the winners without it."
             ),
         ),
         io.Int.Input(
@@ -104,8 +108,8 @@ def plan_inputs() -> list[io.Input]:
             max=64,
             optional=True,
             tooltip=(
-                "How many candidates to evaluate at a time. 1: each is bit for bit what it is alone. More is faster where one "
-                "does not fill the GPU, and equal to rounding; it is lowered where memory runs out."
+                "Candidates per batch. 1: each is bit for bit its ordinary run. More is faster if one candidate does not "
+                "fill the GPU, and differs by rounding only; it is lowered automatically when memory runs out."
             ),
         ),
     ]
@@ -116,8 +120,8 @@ def result_outputs() -> list[io.Output]:
         io.Latent.Output(display_name="latent", tooltip="The winners as one batch, best first."),
         io.Float.Output(display_name="scores", is_output_list=True, tooltip="Each winner's score at the last checkpoint."),
         io.Int.Output(display_name="seeds", is_output_list=True, tooltip="Each winner's seed, for an ordinary run."),
-        io.String.Output(display_name="report", tooltip="The score board: who dropped out when, and what it cost."),
-        io.Image.Output(display_name="board", tooltip="The score board as a picture: each candidate as it was last seen."),
+        io.String.Output(display_name="report", tooltip="Every candidate's scores, when it was dropped, and the cost."),
+        io.Image.Output(display_name="board", tooltip="The score board as an image: the last prediction of each candidate."),
     ]
 
 
@@ -130,14 +134,14 @@ class PrismBestOfN(io.ComfyNode):
             category="model/sampling/samplers",
             description=(
                 "Starts several seeds, scores them with a PRISM head while they are still noisy, and samples only the best to "
-                "the end. Takes the place of SamplerCustomAdvanced; with one candidate it gives the very same latent."
+                "the end. Replaces SamplerCustomAdvanced; with one candidate it gives exactly the same latent."
             ),
             search_aliases=["prism", "best of n", "early pruning", "seed search", "intrinsic reward"],
             inputs=[
-                io.Noise.Input("noise", tooltip="RandomNoise; candidate i has its seed + i."),
+                io.Noise.Input("noise", tooltip="RandomNoise; candidate i uses its seed + i."),
                 io.Guider.Input("guider", tooltip="CFGGuider or BasicGuider on the model that the head was trained on."),
                 io.Sampler.Input("sampler", tooltip="Any sampler: candidates keep their history at checkpoints."),
-                io.Sigmas.Input("sigmas", tooltip="The schedule."),
+                io.Sigmas.Input("sigmas", tooltip="The noise schedule."),
                 io.Latent.Input("latent_image", tooltip="An empty video latent, or one to start from."),
                 PrismType.Input("head", tooltip="From Load PRISM Head."),
                 *plan_inputs(),
@@ -152,12 +156,11 @@ class PrismBestOfN(io.ComfyNode):
         cls, noise, guider, sampler, sigmas, latent_image, head, candidates, keep, checkpoints, finish, chunk=1
     ) -> io.NodeOutput:
         warning = head.require_model(guider.model_patcher)
-        latent = fitting(guider.model_patcher, latent_image)
-        sources = [seeded(noise, i) for i in range(candidates)]
-        noises = [source.generate_noise(latent) for source in sources]
-        seeds = [source.seed for source in sources]
-        levels = parse_levels(checkpoints)
-        samples, racing = run(guider, sampler, sigmas, latent, noises, seeds, head, levels, keep, finish, chunk)
+        latent = fix_channels(guider.model_patcher, latent_image)
+        sources = [noise_of_candidate(noise, i) for i in range(candidates)]
+        started = Candidates([source.generate_noise(latent) for source in sources], [source.seed for source in sources])
+        settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
+        samples, racing = run(guider, sampler, sigmas, latent, head, started, settings)
         return outputs(cls, latent, samples, racing, warning)
 
 
@@ -169,8 +172,8 @@ class PrismKSampler(io.ComfyNode):
             display_name="PRISM Best-of-N KSampler",
             category="model/sampling/samplers",
             description=(
-                "KSampler with a race of seeds: several are started, scored with a PRISM head while they are still noisy, and "
-                "only the best is sampled to the end. With one candidate it gives KSampler's very latent."
+                "KSampler for several seeds: all are started, scored with a PRISM head while they are still noisy, and only "
+                "the best is sampled to the end. With one candidate it gives exactly KSampler's latent."
             ),
             search_aliases=["prism", "best of n", "ksampler", "early pruning", "seed search", "intrinsic reward"],
             inputs=[
@@ -178,7 +181,7 @@ class PrismKSampler(io.ComfyNode):
                 PrismType.Input("head", tooltip="From Load PRISM Head."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                    tooltip="Of the first candidate; the others follow, one by one.",
+                    tooltip="Seed of the first candidate; the others use seed + 1, seed + 2, and so on.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps."),
                 io.Float.Input(
@@ -196,7 +199,7 @@ class PrismKSampler(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="An empty video latent, or one to start from."),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="1 from pure noise; less keeps the latent's structure.",
+                    tooltip="1: from pure noise; less keeps the latent's structure.",
                 ),
                 *plan_inputs(),
             ],
@@ -211,8 +214,8 @@ class PrismKSampler(io.ComfyNode):
         keep, checkpoints, finish, chunk=1,
     ) -> io.NodeOutput:  # fmt: skip
         warning = head.require_model(model)
-        latent = fitting(model, latent_image)
-        settings = comfy.samplers.KSampler(
+        latent = fix_channels(model, latent_image)
+        stock = comfy.samplers.KSampler(
             model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
             model_options=model.model_options,
         )  # fmt: skip
@@ -221,9 +224,9 @@ class PrismKSampler(io.ComfyNode):
         guider.set_cfg(cfg)
         seeds = [seed + i for i in range(candidates)]
         noises = [comfy.sample.prepare_noise(latent["samples"], s, latent.get("batch_index")) for s in seeds]
-        sampler = comfy.samplers.sampler_object(settings.sampler)
-        levels = parse_levels(checkpoints)
-        samples, racing = run(guider, sampler, settings.sigmas, latent, noises, seeds, head, levels, keep, finish, chunk)
+        sampler = comfy.samplers.sampler_object(stock.sampler)
+        settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
+        samples, racing = run(guider, sampler, stock.sigmas, latent, head, Candidates(noises, seeds), settings)
         return outputs(cls, latent, samples, racing, warning)
 
 

@@ -1,4 +1,6 @@
-"""PRISM score: how a video model's own blocks, read by a trained head, judge a latent that is there already."""
+"""PRISM Score (arXiv 2606.20310): score an existing latent with a head on the model's own features."""
+
+from dataclasses import asdict, dataclass
 
 import comfy.model_management
 import comfy.sample
@@ -17,7 +19,7 @@ SOURCE = "PRISM Score, input 'latent'"
 
 
 def parse_sigmas(text: str, source: str = "PRISM Score, input 'sigmas'") -> list[float]:
-    """Noise levels from "0.1, 0.2". Raises ValueError naming `source` and what is no number between 0 and 1."""
+    """Noise levels from a text such as "0.1, 0.2". Raises ValueError naming `source` unless all are numbers in [0, 1]."""
     parts = text.replace(",", " ").split()
     if not parts:
         raise ValueError(f"{source}: found no number, expected noise levels such as 0.1, 0.2, 0.3")
@@ -31,8 +33,18 @@ def parse_sigmas(text: str, source: str = "PRISM Score, input 'sigmas'") -> list
     return sigmas
 
 
-def measure(model, prism: Prism, positive, raw: torch.Tensor, sigmas: list[float], draws: int, seed: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class ScoreSettings:
+    """sigmas: noise levels to score at; draws: noise samples per latent and sigma; seed: of the first noise sample."""
+
+    sigmas: list[float]
+    draws: int
+    seed: int
+
+
+def measure(model, prism: Prism, positive, raw: torch.Tensor, settings: ScoreSettings) -> torch.Tensor:
     """Scores [draws, sigmas, B, dimensions] of raw latents [B, C, T, H, W]; items of a batch share their noise."""
+    sigmas, draws, seed = settings.sigmas, settings.draws, settings.seed
     m = model.clone()
     m.set_additional_models(KEY, [*m.get_additional_models_with_key(KEY), prism.patcher])
     guider = comfy.samplers.CFGGuider(m)
@@ -59,9 +71,9 @@ def measure(model, prism: Prism, positive, raw: torch.Tensor, sigmas: list[float
                     bar.update(1)
         return x
 
-    # One step from a little noise to none: ComfyUI brings the latent into the model's space and loads what is needed.
-    path = torch.tensor([0.5, 0.0])
-    guider.sample(torch.zeros_like(raw), raw, comfy.samplers.KSAMPLER(score), path, disable_pbar=True, seed=seed)
+    # One step from a little noise to none: ComfyUI normalises the latent and loads the models.
+    schedule = torch.tensor([0.5, 0.0])
+    guider.sample(torch.zeros_like(raw), raw, comfy.samplers.KSAMPLER(score), schedule, disable_pbar=True, seed=seed)
     return torch.cat(found).view(draws, len(sigmas), len(raw), -1)
 
 
@@ -70,9 +82,9 @@ def report(prism: Prism, scores: torch.Tensor, sigmas: list[float], warning: str
     names = prism.loaded.head.config.dimensions
     lines = [] if warning is None else [warning]
     low, high = prism.loaded.sigmas
-    beyond = [s for s in sigmas if not low - 1e-3 <= s <= high + 1e-3]
-    if beyond:
-        lines.append(f"Head '{prism.loaded.name}' was trained on sigma {low:g} to {high:g}; {beyond[0]:g} lies outside.")
+    outside = [s for s in sigmas if not low - 1e-3 <= s <= high + 1e-3]
+    if outside:
+        lines.append(f"Head '{prism.loaded.name}' was trained on sigma {low:g} to {high:g}; {outside[0]:g} lies outside.")
     mean, spread = scores.mean(dim=(0, 1)), scores.mean(dim=1).std(dim=0, unbiased=False)
     for i, item in enumerate(mean):
         cells = [f"{n} {float(v):.3f} +- {float(s):.3f}" for n, v, s in zip(names, item, spread[i], strict=True)]
@@ -94,25 +106,25 @@ class PrismScore(io.ComfyNode):
             category="model/latent/advanced",
             description=(
                 "Scores video latents with a PRISM head: noise is added, the model runs up to the head's block, and the head "
-                "reads what it finds. Higher is better; only scores of one head, prompt and set of sigmas are comparable."
+                "scores its hidden states. Higher is better; only scores of one head, prompt and set of sigmas are comparable."
             ),
             search_aliases=["prism", "reward", "video quality score", "intrinsic reward", "rank latents"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the head was trained on, with or without LoRAs."),
                 PrismType.Input("head", tooltip="From Load PRISM Head."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the clips, a single one."),
-                io.Latent.Input("latent", tooltip="Video latents, one or a batch, as samplers and VAE Encode give them."),
+                io.Latent.Input("latent", tooltip="Video latents, one or a batch, from a sampler or VAE Encode."),
                 io.String.Input(
                     "sigmas",
                     default="0.1, 0.2, 0.3",
-                    tooltip="Noise levels to score at, 0 (clean) to 1 (noise). A little noise tells more than none.",
+                    tooltip="Noise levels to score at, 0 (clean) to 1 (noise). A little noise gives better scores than none.",
                 ),
                 io.Int.Input(
                     "draws",
                     default=2,
                     min=1,
                     max=64,
-                    tooltip="How often noise is drawn anew; the mean counts. More is steadier and costs as much more.",
+                    tooltip="Noise samples per latent; scores are averaged. More is steadier, and the cost is proportional.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -120,7 +132,7 @@ class PrismScore(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise, which all clips of a batch share.",
+                    tooltip="Seed of the noise, which all clips of a batch share.",
                 ),
             ],
             outputs=[
@@ -128,7 +140,7 @@ class PrismScore(io.ComfyNode):
                 io.Float.Output(
                     display_name="clip_scores", is_output_list=True, tooltip="The score of each clip of the batch, as a list."
                 ),
-                io.String.Output(display_name="report", tooltip="All of it in words, by dimension and by sigma."),
+                io.String.Output(display_name="report", tooltip="All scores as text, by dimension and by sigma."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -136,17 +148,17 @@ class PrismScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, head, positive, latent, sigmas, draws, seed) -> io.NodeOutput:
-        levels = parse_sigmas(sigmas)
+        settings = ScoreSettings(parse_sigmas(sigmas), draws, seed)
         warning = head.require_model(model)
         raw = read_raw(latent, head.loaded.space, SOURCE)
-        scores = measure(model, head, positive, raw, levels, draws, seed)
+        scores = measure(model, head, positive, raw, settings)
         if not bool(torch.isfinite(scores).all()):
-            raise ValueError("PRISM Score: the head gave NaN; the model may overflow in fp16: load it as bf16 or fp32")
-        text = report(head, scores, levels, warning)
+            raise ValueError("PRISM Score: scores are NaN or infinite; fp16 may overflow: load the model as bf16 or fp32")
+        text = report(head, scores, settings.sigmas, warning)
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         clips = scores.mean(dim=(0, 1, 3))
-        found = {"node": "PRISM Score", "head": head.loaded.name, "sigmas": levels, "draws": draws, "seed": seed}
-        saved_metadata.note(cls, found | {"scores": clips.tolist()})
+        found = {"node": "PRISM Score", "head": head.loaded.name, **asdict(settings), "scores": clips.tolist()}
+        saved_metadata.add(cls, found)
         return io.NodeOutput(float(clips.mean()), clips.tolist(), text, ui=ui.PreviewText(text))
 
 

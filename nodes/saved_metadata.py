@@ -1,13 +1,13 @@
-"""Scores in the files that are saved: what save nodes write beside the workflow, ComfyUI hands around as one dict."""
+"""Add scores to extra_pnginfo, the dict that save nodes embed in their files."""
 
 ENTRY = "intrinsic_reward"
 
 
-def note(cls, entry: dict) -> None:
-    """Adds what the running node found to the metadata of whatever this prompt saves after it, under the node's id.
+def add(cls, entry: dict) -> None:
+    """Adds `entry` under the node's id to the metadata of files that this prompt saves after the node.
 
-    cls: a node with the hidden inputs unique_id and extra_pnginfo. Without metadata (a bare API prompt, or switched off)
-    nothing happens.
+    cls: a node with the hidden inputs unique_id and extra_pnginfo. Does nothing without metadata (an API prompt without
+    it, or metadata switched off).
     """
     saved = cls.hidden.extra_pnginfo
     if isinstance(saved, dict):

@@ -1,4 +1,4 @@
-"""Manifolds on disk: the folder models/shell_lcc, and the nodes that load from and save to it."""
+"""Load and save Shell-LCC manifolds in the folder models/shell_lcc."""
 
 import os
 import re
@@ -9,17 +9,10 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..kernels.shell_lcc.manifold import load, save
+from .model_files import ModelFolder
 from .shell_lcc_type import ShellLCCType, for_wire
 
-FOLDER = "shell_lcc"
-NO_FILES = "(no file in models/shell_lcc yet)"
-
-
-def register_folder() -> None:
-    """Makes models/shell_lcc known to ComfyUI, beside any folders that extra_model_paths.yaml gives for it."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    # A kind that ComfyUI does not know would list files of every suffix.
-    folder_paths.folder_names_and_paths[FOLDER] = (folder_paths.get_folder_paths(FOLDER), {".safetensors"})
+FOLDER = ModelFolder("shell_lcc", "manifold", "fit one with the nodes Fit Shell-LCC and Save Shell-LCC Manifold")
 
 
 class LoadShellLCC(io.ComfyNode):
@@ -30,14 +23,14 @@ class LoadShellLCC(io.ComfyNode):
             display_name="Load Shell-LCC Manifold",
             category="model/loaders",
             description=(
-                "Loads a Shell-LCC manifold, which knows how the latents of real video are distributed, "
+                "Loads a Shell-LCC manifold, a model of how the latents of real video are distributed, "
                 "from the folder models/shell_lcc."
             ),
             search_aliases=["shell lcc", "load manifold", "intrinsic reward", "manifold loader"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=folder_paths.get_filename_list(FOLDER) or [NO_FILES],
+                    options=FOLDER.options(),
                     tooltip=(
                         "A .safetensors file in models/shell_lcc, made by the Fit and Save nodes or by "
                         "`python -m trainers.shell_lcc`. Press R to refresh the list after adding one."
@@ -49,27 +42,17 @@ class LoadShellLCC(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(FOLDER, file)
-        # Tensors made in the executor's inference mode could never take part in autograd.
+        # Tensors made in the executor's inference mode cannot be used in autograd.
         with torch.inference_mode(False):
-            return io.NodeOutput(for_wire(load(path)))
+            return io.NodeOutput(for_wire(load(FOLDER.path(file))))
 
     @classmethod
     def validate_inputs(cls, file):
-        if file is None or folder_paths.get_full_path(FOLDER, file) is not None:
-            return True
-        folder = folder_paths.get_folder_paths(FOLDER)[0]
-        if file == NO_FILES:
-            return f"there is no manifold in {folder}: fit one with the nodes Fit Shell-LCC and Save Shell-LCC Manifold"
-        return f"there is no '{file}' in {folder}: put it there and refresh, or choose another file"
+        return FOLDER.validate(file)
 
     @classmethod
     def fingerprint_inputs(cls, file):
-        path = folder_paths.get_full_path(FOLDER, file)
-        if path is None:
-            return file
-        status = os.stat(path)
-        return [status.st_mtime_ns, status.st_size]
+        return FOLDER.fingerprint(file)
 
 
 class SaveShellLCC(io.ComfyNode):
@@ -99,7 +82,7 @@ class SaveShellLCC(io.ComfyNode):
 
     @classmethod
     def execute(cls, manifold, name) -> io.NodeOutput:
-        folder = folder_paths.get_folder_paths(FOLDER)[0]
+        folder = folder_paths.get_folder_paths(FOLDER.kind)[0]
         file = free_name(folder, name)
         path = os.path.join(folder, file)
         save(manifold.manifold, path)
@@ -109,7 +92,7 @@ class SaveShellLCC(io.ComfyNode):
 
 
 def free_name(folder: str, name: str) -> str:
-    """<name>_<number>.safetensors with the next free number. Raises ValueError when nothing of the name is usable."""
+    """<name>_<number>.safetensors with the next free number. Raises ValueError when the name has no letter or digit."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100]
     if not stem:
         raise ValueError(f"Save Shell-LCC Manifold, input 'name': found {name!r}, expected at least one letter or digit")

@@ -1,27 +1,16 @@
-"""Shell-LCC guidance: the model's prediction of the clean latent, corrected at every step of sampling."""
+"""Shell-LCC guidance (arXiv 2606.30248): corrects the model's x0 prediction at every sampling step."""
 
 from comfy_api.latest import io
 
-from ..kernels.latent_space import LatentSpaceError, from_comfy
-from ..kernels.shell_lcc.manifold import ShellManifold
+from .latents import require_model_space
 from .shell_lcc_pull import method_inputs, pull_settings, trust_input
 from .shell_lcc_type import ShellLCCType
 
 KEY = "intrinsic_reward_shell_lcc"
 
 
-def require_same_space(manifold: ShellManifold, model) -> None:
-    """Raises LatentSpaceError, naming both, when the manifold was fitted on another VAE than the model works with."""
-    space = from_comfy(model.get_model_object("latent_format"))
-    if not space.same_as(manifold.space):
-        raise LatentSpaceError(
-            f"Shell-LCC Guidance: manifold '{manifold.name}' was fitted in latent space '{manifold.space.id}', model "
-            f"{type(model.model).__name__} works in '{space.id}'; load a manifold of '{space.id}', or another model"
-        )
-
-
 def in_window(sampling, sigma, start_percent: float, end_percent: float) -> bool:
-    """Whether a step's sigma lies in the window, by the noise schedule in force at that step."""
+    """Whether a step's sigma lies between the two percents of the noise schedule `sampling`."""
     return bool(sampling.percent_to_sigma(end_percent) <= sigma <= sampling.percent_to_sigma(start_percent))
 
 
@@ -58,7 +47,7 @@ class ShellLCCGuidance(io.ComfyNode):
                     step=0.001,
                     tooltip=(
                         "Share of the noise schedule at which guidance starts. Early predictions are far from any real "
-                        "clip, so a later start may be gentler; in the pack's own benchmark no window was better."
+                        "clip, so a later start may be gentler; in the pack's benchmark no window was better."
                     ),
                 ),
                 io.Float.Input(
@@ -85,12 +74,12 @@ class ShellLCCGuidance(io.ComfyNode):
         if strength == 0:
             return io.NodeOutput(model)
         shell = manifold.manifold
-        require_same_space(shell, model)
+        require_model_space(model, shell.space, f"Shell-LCC Guidance: manifold '{shell.name}'")
         settings = pull_settings(shell, method, target, radius, strength, trust)
 
         def correct(args):
             x0 = args["denoised"]
-            # Read here, not when the graph is built: a shift node after this one changes the schedule.
+            # Read the schedule while sampling: a shift node after this one changes it.
             if not in_window(args["model"].model_sampling, args["sigma"][0], start_percent, end_percent):
                 return x0
             if x0.ndim != 5:

@@ -1,4 +1,4 @@
-"""The inputs and checks that every node has which pulls a latent towards a manifold's shell."""
+"""Inputs and checks shared by the nodes that pull a latent towards a manifold's shell."""
 
 from comfy_api.latest import io
 
@@ -48,12 +48,12 @@ def trust_input() -> io.Input:
         max=2.0,
         step=0.01,
         advanced=True,
-        tooltip="Largest change of a token, relative to its length: 0.2 is 20 %. Keeps outliers from being torn away.",
+        tooltip="Largest change of a token, relative to its length: 0.2 is 20 %. Limits the correction of outliers.",
     )
 
 
 def pull_settings(manifold: ShellManifold, method: str, target: str, radius: float, strength: float, trust: float) -> dict:
-    """Keyword arguments for ShellManifold.pull. Raises UncalibratedError now where `pull` would later."""
+    """Keyword arguments for ShellManifold.pull. Raises UncalibratedError before sampling, where `pull` would raise it."""
     if method in BANDED:
         manifold.calibrated(f"the band of method '{method}'")
     return {"method": method, "strength": strength, "radius": radius if target == CUSTOM else None, "trust": trust}

@@ -1,4 +1,4 @@
-"""Shell-LCC refinement: one correction of a finished latent, before it is decoded."""
+"""Shell-LCC refinement (arXiv 2606.30248): corrects a finished latent once, before decoding."""
 
 from comfy_api.latest import io
 
@@ -15,13 +15,13 @@ class ShellLCCRefine(io.ComfyNode):
             display_name="Shell-LCC Refine",
             category="model/latent/advanced",
             description=(
-                "Pulls the tokens of a finished video latent to the manifold's shell once, before decoding. Takes well "
-                "under the time of a sampling step. The whole latent is corrected: a noise mask is passed on, not "
+                "Pulls the tokens of a finished video latent to the manifold's shell once, before decoding. Takes much "
+                "less time than a sampling step. The whole latent is corrected: a noise mask is passed on, not "
                 "applied."
             ),
             search_aliases=["shell lcc", "latent refine", "intrinsic reward", "latent sharpen", "latent denoise"],
             inputs=[
-                io.Latent.Input("latent", tooltip="A video latent as samplers and VAE Encode give it."),
+                io.Latent.Input("latent", tooltip="A video latent from a sampler or VAE Encode."),
                 ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
                 io.Float.Input(
                     "strength",
@@ -34,7 +34,7 @@ class ShellLCCRefine(io.ComfyNode):
                 *method_inputs(),
                 trust_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The corrected latent, with everything else that the input carried.")],
+            outputs=[io.Latent.Output(tooltip="The corrected latent, with all other entries of the input.")],
         )
 
     @classmethod

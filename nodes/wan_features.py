@@ -1,4 +1,4 @@
-"""Hidden states of a Wan model for a noisy latent: a conditional forward that ends at the last block wanted."""
+"""Hidden states of a Wan model for a noisy latent, by a conditional forward that ends at the last tapped block."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 KEY = "intrinsic_reward_features"
-# How ComfyUI labels the rows of a batch that belong to the first of the conditionings that it was given.
+# ComfyUI's label in cond_or_uncond for batch rows of the first conditioning.
 POSITIVE = 0
 
 
 class FeaturesError(ValueError):
-    """A model, prompt or latent whose hidden states PRISM cannot read; the message says what is in the way."""
+    """A model, prompt or latent whose hidden states PRISM cannot read; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Features:
     mask: torch.Tensor
 
 
-class _Enough(Exception):
-    """The last tap was read."""
+class _LastTapRead(Exception):
+    """Ends a forward after the last tapped block."""
 
 
 def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, taps) -> Features:
     """Features of x [B, C, T, H, W] in model space at sigma [B], under the processed conditioning `positive`.
 
-    Other packs' patches, LoRAs and wrappers in model_options stay in force. Raises FeaturesError.
+    Patches, LoRAs and wrappers of other nodes in model_options apply. Raises FeaturesError.
     """
     if len(positive) != 1:
         raise FeaturesError(f"PRISM reads one prompt, found {len(positive)} combined ones; connect a single CLIP Text Encode")
@@ -51,7 +51,7 @@ def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_opti
             seen["visual"][index] = _video_tokens(out["img"], args["transformer_options"])
             seen["text"] = args["txt"]
             if index == max(taps):
-                raise _Enough
+                raise _LastTapRead
             return out
 
         return run
@@ -59,27 +59,27 @@ def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_opti
     replacements = {("double_block", index): tap(index) for index in taps}
     blocks.update(replacements)
 
-    def watch(executor, x, timestep, context, *args, **kwargs):
-        # Wan pads texts with zeros and attends to them; the head does not read them.
+    def stop_early(executor, x, timestep, context, *args, **kwargs):
+        # Wan pads prompts with zeros and attends to the padding; the head ignores it.
         seen["mask"] = (context != 0).any(dim=-1)
         try:
             return executor(x, timestep, context, *args, **kwargs)
-        except _Enough:
+        except _LastTapRead:
             return x.new_zeros(x.shape[0], executor.class_obj.out_dim, *x.shape[2:])
 
-    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, watch, options, is_model_options=True)
+    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, stop_early, options, is_model_options=True)
     comfy.samplers.calc_cond_batch(inner_model, [positive], x, sigma, options)
     if len(seen["visual"]) != len(taps):
-        raise FeaturesError(f"the model ran no block {max(taps)}: another node replaces its forward, or it is no Wan model")
+        raise FeaturesError(f"block {max(taps)} did not run: another node replaces the forward, or it is not a Wan model")
     words = seen["mask"].shape[1]
     # Image-to-video models put an image's tokens before the words.
     return Features([seen["visual"][index] for index in taps], seen["text"][:, -words:], seen["mask"])
 
 
-def go_on_from(model_options: dict, tokens: torch.Tensor, tap: int) -> dict:
-    """Options for the forward that `read` began: its conditional rows go on from `tokens`, the output of block `tap`.
+def resume_from(model_options: dict, tokens: torch.Tensor, tap: int) -> dict:
+    """Options for a forward whose conditional rows skip blocks 0 to `tap` and start from `tokens`, found by `read`.
 
-    tokens: [B, N, width] for the same x, sigma and prompt. Rows of other prompts run as ever.
+    tokens: [B, N, width], the output of block `tap` for the same x, sigma and prompt. Rows of other prompts run all blocks.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     blocks = options.setdefault("transformer_options", {}).setdefault("patches_replace", {}).setdefault("dit", {})
@@ -110,6 +110,6 @@ def _video_tokens(img: torch.Tensor, transformer_options: dict) -> torch.Tensor:
     grid = transformer_options.get("grid_sizes")
     if grid is not None and math.prod(grid) != img.shape[1]:
         raise FeaturesError(
-            f"the model sees {img.shape[1]} tokens for a latent of {math.prod(grid)}: reference latents are not supported"
+            f"found {img.shape[1]} tokens for a latent of {math.prod(grid)}: reference latents are not supported"
         )
     return img

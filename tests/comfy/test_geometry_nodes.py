@@ -201,6 +201,26 @@ def test_bad_geometry_is_named(comfy, change, message):
         da3_score(comfy, da3_geometry=change(da3(clip())))
 
 
+@pytest.mark.parametrize(("count", "measured"), [(10, 10), (81, 10), (3, 3)])
+def test_memory_is_reserved_for_the_views_that_are_measured(comfy, monkeypatch, count, measured):
+    import comfy.model_management as management
+
+    reserved = []
+    monkeypatch.setattr(management, "free_memory", lambda size, device: reserved.append(size))
+    h, w = 24, 32
+    found = comfy.module("kernels.geometry.views").Views(
+        images=torch.rand(count, h, w, 3), depth=torch.ones(count, h, w), K=torch.eye(3).repeat(count, 1, 1),
+        world_to_camera=torch.eye(4).repeat(count, 1, 1), confidence=torch.ones(count, h, w),
+        frame_indices=list(range(count)), frames=count, notes=["kept"],
+    )  # fmt: skip
+    placed = comfy.module("nodes.geometry_da3").to_compute_device(found)
+    # Colours, depth and confidence in fp32 of every view; 200 bytes of work per measured pixel.
+    assert reserved == [(20 * count + 200 * measured) * h * w + (512 << 20)]
+    assert torch.equal(placed.images, found.images)
+    assert torch.equal(placed.confidence, found.confidence)
+    assert (placed.frame_indices, placed.frames, placed.notes) == (found.frame_indices, count, ["kept"])
+
+
 def test_a_camera_that_stands_still_is_undetermined(comfy):
     geometry = da3(clip("static"))
     score, verdict, *_ = da3_score(comfy, da3_geometry=geometry)

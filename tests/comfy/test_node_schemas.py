@@ -149,7 +149,7 @@ def test_model_folder_beside_one_of_extra_model_paths(comfy, monkeypatch, tmp_pa
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "shell_lcc", ([str(tmp_path)], set()))
     for name in ("a.safetensors", "a.txt"):
         (tmp_path / name).touch()
-    comfy.module("nodes.shell_lcc_files").register_folder()
+    comfy.module("nodes.shell_lcc_files").FOLDER.register()
     assert folder_paths.get_folder_paths("shell_lcc") == [str(tmp_path), str(comfy.base / "models" / "shell_lcc")]
     assert "a.safetensors" in folder_paths.get_filename_list("shell_lcc")
     assert "a.txt" not in folder_paths.get_filename_list("shell_lcc")

@@ -382,3 +382,51 @@ def test_the_first_of_two_experts_is_raced_on_its_part_of_the_schedule(comfy, wa
         comfy.run(
             node("PrismBestOfN"), noise=noise, head=head, candidates=4, keep=1, checkpoints="0.5", finish="continue", **first
         )
+
+
+class TestShortOfMemory:
+    """Networks of plain layers stay whole where ComfyUI has memory for a part of them only."""
+
+    @pytest.fixture(params=["head", "manifold"])
+    def patcher(self, comfy, request):
+        """The patcher of a new network, as the loaders make it; the network is lost in the test."""
+        if request.param == "head":
+            backbone = comfy.module("kernels.prism.backbone").Backbone
+            files, heads = comfy.module("kernels.prism.files"), comfy.module("kernels.prism.head")
+            head = heads.PrismHead(heads.HeadConfig(32, dim=64, heads=4, layers=3))
+            space = comfy.module("kernels.latent_space").WAN21
+            loaded = files.LoadedHead(head, backbone.__new__(backbone), space, (0.05, 0.99), name="whole")
+            return comfy.module("nodes.prism_type").for_wire(loaded).patcher
+        (manifold, _) = comfy.run(node("FitShellLCC"), latents={"samples": 2 * sheet(6)}, **FIT)
+        return manifold.patcher
+
+    def devices(self, patcher):
+        tensors = [*patcher.model.parameters(), *patcher.model.buffers()]
+        assert tensors
+        return {t.device.type for t in tensors}
+
+    def test_loading_is_whole(self, patcher):
+        assert self.devices(patcher) == {"cpu"}
+        # A budget of one byte; "meta" stands for the GPU.
+        patcher.partially_load(torch.device("meta"), extra_memory=1)
+        assert self.devices(patcher) == {"meta"}
+        assert patcher.loaded_size() == patcher.model_size()
+        # ComfyUI's budget for a network that is in use may be negative.
+        patcher.partially_load(torch.device("meta"), extra_memory=-1)
+        assert self.devices(patcher) == {"meta"}
+
+    def test_unloading_is_whole(self, patcher):
+        size = patcher.model_size()
+        patcher.load(torch.device("cpu"), lowvram_model_memory=1)
+        assert patcher.partially_unload(torch.device("meta"), memory_to_free=1) == size
+        assert self.devices(patcher) == {"meta"}
+        assert patcher.loaded_size() == 0
+
+    def test_a_plain_patcher_splits_the_head(self, comfy):
+        from comfy.model_patcher import ModelPatcher
+
+        heads = comfy.module("kernels.prism.head")
+        head = heads.PrismHead(heads.HeadConfig(32, dim=64, heads=4, layers=3))
+        patcher = ModelPatcher(head, load_device=torch.device("meta"), offload_device=torch.device("cpu"))
+        patcher.partially_load(torch.device("meta"), extra_memory=patcher.model_size() // 2)
+        assert self.devices(patcher) == {"cpu", "meta"}

@@ -293,7 +293,7 @@ class TestGuidance:
         assert alive() == before
 
     def test_another_latent_space_is_refused_by_name(self, wan, wan22_manifold):
-        expected = "'fitted here' was fitted in latent space 'wan22', model WAN21 works in 'wan21'; load a manifold of 'wan21'"
+        expected = "'fitted here' belongs to latent space 'wan22', model WAN21 works in 'wan21'; load one for 'wan21'"
         with pytest.raises(ValueError, match=expected):
             wan.guided(wan22_manifold)
 
@@ -655,7 +655,7 @@ class TestEncodeClips:
         assert len(self.encode(comfy, vae, folder, fps=fps, max_clips=9)[0]["samples"]) == clips
 
     def test_crop_covers_the_size(self, comfy, folder):
-        clips = comfy.module("nodes.encode_clips").read_clips
+        clips = comfy.module("nodes.encode_clips").decode_clips
         write_video(folder / "a.mp4", 5, width=128, height=64)
         (clip,) = clips(str(folder / "a.mp4"), 64, 64, 5, 16.0)
         (wide,) = clips(str(folder / "a.mp4"), 128, 64, 5, 16.0)
