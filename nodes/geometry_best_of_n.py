@@ -1,4 +1,4 @@
-"""Geometry Best-of-N: of several clips the one that is most consistently one rigid scene."""
+"""Geometry Best-of-N: select the clip that is most consistent with one rigid scene."""
 
 from comfy_api.latest import io
 
@@ -11,16 +11,19 @@ TITLE = "Geometry Best-of-N"
 
 
 def rank(records: list[GeometryRecord]) -> list[int]:
-    """Places, best first: consistent clips, inconsistent ones, each by error (residual over parallax), and behind all others
-    those that cannot be judged, as they came in. It is the order of their scores."""
+    """Indices of the clips, best first.
+
+    The order is that of the scores: consistent clips, then inconsistent ones, each by error (residual over parallax), then
+    undetermined ones in input order.
+    """
     return sorted(range(len(records)), key=lambda i: -records[i].score)
 
 
 def board(records: list[GeometryRecord], order: list[int]) -> str:
-    """Who won and why, and every clip from the best to the worst."""
+    """The best clip and its verdict, and every clip from the best to the worst."""
     best = records[order[0]]
     if best.verdict == UNDETERMINED:
-        first = f"None of {len(records)} clips can be judged, so the first goes on as it is. Clip 1: {best.reason}"
+        first = f"None of {len(records)} clips can be judged, so the first is returned. Clip 1: {best.reason}"
     else:
         first = f"Best of {len(records)}: clip {order[0] + 1}, {best.verdict}"
     lines = [first]
@@ -32,11 +35,11 @@ def board(records: list[GeometryRecord], order: list[int]) -> str:
 
 
 def pick_latent(latents: list[dict], index: int, count: int) -> dict:
-    """Item `index` of LATENTs that hold `count` items together. Raises ValueError when they hold another number."""
+    """Item `index` of LATENTs with `count` items in total. Raises ValueError for another total."""
     sizes = [latent["samples"].shape[0] for latent in latents]
     if sum(sizes) != count:
         raise ValueError(
-            f"{TITLE}, input 'latent': {sum(sizes)} latents for {count} clips; connect what the images were decoded from"
+            f"{TITLE}, input 'latent': {sum(sizes)} latents for {count} clips; connect the latents of the images"
         )
     for latent, size in zip(latents, sizes, strict=True):
         if index < size:
@@ -52,17 +55,17 @@ class GeometryBestOfN(io.ComfyNode):
             display_name=TITLE,
             category=shared.CATEGORY,
             description=(
-                "Picks of several clips of one prompt the one that is most consistently one rigid scene, by what points do "
-                "that no rigid scene explains, over how much the camera's path tells. Slow and still clips cannot win by "
-                "that: what cannot be judged never wins over what can."
+                "Selects, from several clips of one prompt, the one that is most consistent with one rigid scene, by the "
+                "residual of the point tracks relative to the parallax. Slow and still clips gain nothing: an "
+                "undetermined clip never wins over one that can be judged."
             ),
             search_aliases=["best of n", "pick best", "3d consistency", "geometry", "seed search", "rank", "intrinsic reward"],
             inputs=[
                 io.Image.Input(
                     "images",
                     tooltip=(
-                        "The frames of all clips one after another, as VAE Decode gives a batch of video latents; or a "
-                        "list of clips, which may then differ in length and size."
+                        "The frames of all clips one after another, as VAE Decode returns a batch of video latents; or a "
+                        "list of clips, which may differ in length and size."
                     ),
                 ),
                 io.Int.Input(
@@ -70,39 +73,39 @@ class GeometryBestOfN(io.ComfyNode):
                     default=4,
                     min=1,
                     max=4096,
-                    tooltip="How many clips stand in images one after another; 1 for a list of single clips.",
+                    tooltip="Number of clips in images, one after another; 1 for a list of single clips.",
                 ),
                 shared.backend_input(),
                 io.Latent.Input(
-                    "latent", optional=True, tooltip="The latents that the images were decoded from, to pick from as well."
+                    "latent", optional=True, tooltip="The latents that the images were decoded from; the best is selected too."
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames of the best clip."),
-                io.Latent.Output(display_name="latent", tooltip="Its latent, where latents came in."),
+                io.Latent.Output(display_name="latent", tooltip="Its latent, if latents are connected."),
                 io.Int.Output(
                     display_name="index",
-                    tooltip="Which clip it is, counted from 0. Where none can be judged: 0, with the verdict undetermined.",
+                    tooltip="Its index, from 0. If no clip can be judged: 0, with the verdict undetermined.",
                 ),
                 io.String.Output(
-                    display_name="verdict", tooltip="Of the best clip: consistent, inconsistent or undetermined."
+                    display_name="verdict", tooltip="Verdict of the best clip: consistent, inconsistent or undetermined."
                 ),
                 io.Float.Output(
                     display_name="clip_scores",
                     is_output_list=True,
                     tooltip=(
-                        "The score of every clip, 0 to 1, higher is better, in the order they came in; 0 where undetermined."
+                        "The score of every clip, 0 to 1, higher is better, in input order; 0 if undetermined."
                     ),
                 ),
                 io.String.Output(
                     display_name="record",
                     is_output_list=True,
-                    tooltip="All figures of every clip as JSON, as a list; Record Preference takes it as it is.",
+                    tooltip="All measurements of every clip as JSON, as a list, for Record Preference.",
                 ),
                 io.Image.Output(
-                    display_name="heat_map", tooltip="The frames of the best clip, dimmed, with its errors glowing on them."
+                    display_name="heat_map", tooltip="Errors as colours over the dimmed frames of the best clip."
                 ),
-                io.String.Output(display_name="report", tooltip="The clips from the best to the worst, in words."),
+                io.String.Output(display_name="report", tooltip="The clips from the best to the worst, as text."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
             is_input_list=True,
@@ -119,11 +122,11 @@ class GeometryBestOfN(io.ComfyNode):
         order = rank(records)
         best = order[0]
         picked = None if latent is None else pick_latent(latent, best, len(parts))
-        # On the scale of all clips, though only the best is drawn.
+        # The colour scale covers all clips, though only the best is drawn.
         full = full_error([s.error_map for s in scored], TRACKS)
         heat = shared.on_wire(heat_map(parts[best], scored[best].error_map, records[best].frame_indices, full))
         text = board(records, order)
-        shared.note(cls, TITLE, scored)
+        shared.add_metadata(cls, TITLE, scored)
         return io.NodeOutput(
             parts[best],
             picked,

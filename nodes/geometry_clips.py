@@ -1,4 +1,4 @@
-"""What the geometry nodes share: clips of a batch, progress that can be interrupted, and a result in words and pictures."""
+"""Shared parts of the geometry nodes: splitting a batch into clips, interruptible progress, reports and previews."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,20 @@ from ..kernels.geometry.tracks import BACKENDS, score_clip
 from . import saved_metadata
 
 CATEGORY = "image/geometry estimation"
-# Frames of the heat map that a node shows of itself.
+# Maximum number of heat map frames in a node's preview.
 SHOWN = 6
 
 
 def split(images: torch.Tensor, clips: int, source: str) -> list[torch.Tensor]:
-    """`clips` clips [T, H, W, 3] that stand one after another in an IMAGE batch. Raises ValueError naming `source`."""
+    """Splits an IMAGE batch into `clips` clips [T, H, W, 3] of equal length. Raises ValueError naming `source`."""
     count = images.shape[0]
     if count % clips:
-        raise ValueError(f"{source}: {count} frames are not {clips} clips of equal length; set 'clips' to how many there are")
+        raise ValueError(f"{source}: {count} frames are not {clips} clips of equal length; set 'clips' to the number of clips")
     return list(images[..., :3].split(count // clips))
 
 
 def progress(parts: int) -> Callable[[int], Callable[[float], None]]:
-    """progress(n)(i) takes the share 0 to 1 of part i that is done, and raises where the user has interrupted."""
+    """progress(n)(i) is a function of the finished share (0 to 1) of part i; it raises if the user has interrupted."""
     bar = comfy.utils.ProgressBar(100 * parts)
 
     def of(part: int) -> Callable[[float], None]:
@@ -41,7 +41,7 @@ def progress(parts: int) -> Callable[[int], Callable[[float], None]]:
 
 
 def score(clips: list[torch.Tensor], backend: str, source: str) -> list[Scored]:
-    """Every clip scored without a model. Raises GeometryError naming `source` and the clip that cannot be scored."""
+    """Scores every clip without a model. Raises GeometryError naming `source` and the clip that cannot be scored."""
     advance, found = progress(len(clips)), []
     for i, clip in enumerate(clips):
         try:
@@ -65,14 +65,14 @@ def report(scored: list[Scored]) -> str:
 
 
 def show(cls, text: str, pictures: torch.Tensor) -> dict:
-    """What the node shows: the text, and some frames of the pictures [T, H, W, 3] from the first to the last."""
+    """The node's preview: the text, and at most SHOWN evenly spaced frames of `pictures` [T, H, W, 3]."""
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
     step = max(1, -(-pictures.shape[0] // SHOWN))
     return {**ui.PreviewImage(pictures[::step], cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
-def note(cls, node: str, scored: list[Scored]) -> None:
-    """Puts scores, verdicts and figures into what this prompt saves."""
+def add_metadata(cls, node: str, scored: list[Scored]) -> None:
+    """Adds scores, verdicts and measurements to the metadata of the files that this prompt saves."""
     clips = [
         {k: plain[k] for k in ("score", "verdict", "measurements", "cuts", "scorer", "version")}
         for plain in (s.record.to_json() for s in scored)
@@ -90,7 +90,7 @@ def backend_input() -> io.Input:
         options=list(BACKENDS),
         default=BACKENDS[0],
         tooltip=(
-            "What follows the points. auto: OpenCV where it is installed, which is faster, else torch. Both give the same "
-            "verdicts; compare scores of one backend."
+            "Point tracker. auto: OpenCV if installed, which is faster, else torch. Both give the same verdicts; compare "
+            "only scores of the same backend."
         ),
     )

@@ -187,7 +187,7 @@ class GeometryDA3(io.ComfyNode):
             frames, places = found.images, [found.frame_indices.index(i) for i in record.frame_indices]
         errors = scored.error_map.cpu()
         heat = shared.on_wire(heat_map(frames.cpu(), errors, places, full_error([errors], record.scorer)))
-        shared.note(cls, TITLE, [scored])
+        shared.add_metadata(cls, TITLE, [scored])
         return io.NodeOutput(
             record.score,
             record.verdict,

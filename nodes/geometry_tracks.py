@@ -1,4 +1,4 @@
-"""Geometry Consistency (no model): is a clip one rigid scene seen by a moving camera? Told from the frames alone."""
+"""Geometry Consistency (no model): point tracks of a clip against a reconstruction of one rigid scene."""
 
 import torch
 from comfy_api.latest import io
@@ -16,8 +16,8 @@ class GeometryTracks(io.ComfyNode):
             display_name=TITLE,
             category=shared.CATEGORY,
             description=(
-                "Scores how well a clip shows one rigid scene under a moving camera: points are followed from frame to frame "
-                "and explained by a small reconstruction; what it cannot explain counts against the clip. Needs no model. "
+                "Scores how well a clip shows one rigid scene under a moving camera: points are tracked from frame to frame, "
+                "a rigid scene is reconstructed from them, and its residual lowers the score. Needs no model. "
                 "Clips whose camera hardly moves are 'undetermined' and score 0."
             ),
             search_aliases=[
@@ -32,7 +32,7 @@ class GeometryTracks(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip=(
-                        "How many clips of equal length stand in images one after another, as VAE Decode gives a batch of "
+                        "Number of clips of equal length in images, one after another, as VAE Decode returns a batch of "
                         "video latents."
                     ),
                 ),
@@ -41,38 +41,38 @@ class GeometryTracks(io.ComfyNode):
             outputs=[
                 io.Float.Output(
                     display_name="score",
-                    tooltip="0 to 1, higher is better; the mean where there are several clips.",
+                    tooltip="0 to 1, higher is better; the mean of several clips.",
                 ),
                 io.String.Output(
                     display_name="verdict",
                     is_output_list=True,
-                    tooltip="consistent, inconsistent or undetermined; of each clip, as a list.",
+                    tooltip="consistent, inconsistent or undetermined, for each clip, as a list.",
                 ),
                 io.Float.Output(
                     display_name="frame_errors",
                     is_output_list=True,
                     tooltip=(
-                        "How far points lie from where a rigid scene has them, in pixels at 480 lines, lower is better: of "
+                        "Reprojection error of the points in a rigid scene, in pixels at 480 lines, lower is better: for "
                         "each measured frame, clip after clip."
                     ),
                 ),
                 io.Image.Output(
-                    display_name="heat_map", tooltip="The frames, dimmed, with the errors glowing on them; as many as came in."
+                    display_name="heat_map", tooltip="Errors as colours over the dimmed frames, one image per input frame."
                 ),
                 io.Image.Output(
                     display_name="reprojection",
-                    tooltip="The measured frames with the tracks, and where a rigid scene has them.",
+                    tooltip="The measured frames with the tracked points and their reprojections.",
                 ),
                 io.String.Output(
                     display_name="record",
                     is_output_list=True,
-                    tooltip="All figures of each clip as JSON, as a list; Record Preference takes it as it is.",
+                    tooltip="All measurements of each clip as JSON, as a list, for Record Preference.",
                 ),
-                io.String.Output(display_name="report", tooltip="All of it in words."),
+                io.String.Output(display_name="report", tooltip="All results as text."),
                 io.Float.Output(
                     display_name="clip_scores",
                     is_output_list=True,
-                    tooltip="The score of each clip, as a list; Select Top-K takes it as it is.",
+                    tooltip="The score of each clip, as a list, for Select Top-K.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
@@ -87,7 +87,7 @@ class GeometryTracks(io.ComfyNode):
         records = [s.record for s in scored]
         heat = shared.on_wire(torch.cat(shared.heat_maps(parts, scored)))
         text = shared.report(scored)
-        shared.note(cls, TITLE, scored)
+        shared.add_metadata(cls, TITLE, scored)
         scores = [r.score for r in records]
         return io.NodeOutput(
             sum(scores) / len(scores),

@@ -1,4 +1,4 @@
-"""What travels on the wires between core's Depth Anything 3 nodes and this pack's."""
+"""Socket types of core's Depth Anything 3 nodes, and their conversion to Views."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from ..kernels.geometry.views import Views, from_da3, sample_indices
 
 DA3ModelType = io.Custom("DA3_MODEL")
 DA3GeometryType = io.Custom("DA3_GEOMETRY")
-# Two entries that core's geometry has not: which frames of the clip its views are, and how many frames the clip has.
+# Two entries that core's geometry lacks: the frame number of each view, and the number of frames of the clip.
 INDICES, FRAMES = "frame_indices", "frames"
 
 
@@ -31,22 +31,22 @@ def to_wire(views: Views) -> dict:
 
 
 def from_wire(geometry: dict, source: str) -> Views:
-    """A DA3_GEOMETRY -> Views. Raises GeometryError naming `source`: mono geometry, no poses, what cannot be scored."""
+    """A DA3_GEOMETRY -> Views. Raises GeometryError naming `source` for mono geometry, missing poses and invalid values."""
     views = from_da3(geometry, source)
     indices = geometry.get(INDICES)
     if indices is None:
         return views
     if len(indices) != len(views.frame_indices):
         raise GeometryError(
-            f"{source}: {len(indices)} frame indices for {len(views.frame_indices)} views; connect geometry that no other "
-            "node has cut"
+            f"{source}: {len(indices)} frame indices for {len(views.frame_indices)} views; connect geometry whose views no "
+            "other node has removed"
         )
     return replace(views, frame_indices=list(indices), frames=int(geometry[FRAMES]))
 
 
 def run_da3(model, images: torch.Tensor, count: int, resolution: int, pose_method: str) -> dict:
     """The DA3_GEOMETRY of `count` frames of a clip [T, H, W, 3], by core's own node."""
-    # Imported here: ComfyUI loads its extra nodes after custom ones in some versions, and may be told to leave them out.
+    # Imported here: some ComfyUI versions load extra nodes after custom nodes, and extra nodes can be disabled.
     from comfy_extras.nodes_depth_anything_3 import DA3Inference
 
     indices = sample_indices(images.shape[0], count)

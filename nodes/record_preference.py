@@ -1,4 +1,4 @@
-"""Record Preference: the candidates of a prompt, as the sampler gave them, with their scores, onto disk for the trainers."""
+"""Record Preference: save the latents of a prompt's candidates with their scores, for the trainers."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from .latents import AUTO, choose_space, normalised_warning, read_raw
 
 TITLE = "Record Preference"
 FOLDER = "intrinsic_reward_preferences"
-NOBODY = -1
-# One folder: no separators, no drive, no leading dot, nothing that Windows strips from an end.
+NOT_CHOSEN = -1
+# One folder: no separators, no drive, no leading dot, no trailing character that Windows removes.
 NAME = re.compile(r"\w(?:[\w .-]{0,98}[\w-])?")
 
 
 def folder_of(name: str) -> str:
-    """The folder of records of that name in the output directory. Raises ValueError for anything but a plain name."""
+    """The folder of records `name` in the output directory. Raises ValueError unless it is a plain folder name."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{TITLE}, input 'name': found {name!r}, expected the name of one folder: letters, digits, spaces, . _ and -, "
@@ -45,7 +45,7 @@ def read_latents(latents: list[dict], choice: str) -> tuple[torch.Tensor, Latent
 
 
 def read_geometry(texts: list[str]) -> list[GeometryRecord]:
-    """The records of geometry nodes. Raises ValueError naming the input where a text is something else."""
+    """Parses the records of geometry nodes. Raises ValueError naming the input for any other text."""
     found = []
     for number, text in enumerate(texts, 1):
         try:
@@ -72,25 +72,25 @@ class RecordPreference(io.ComfyNode):
             category="model/latent/advanced",
             description=(
                 "Adds the candidates of one prompt, with their scores, to a folder of preference records in the output "
-                "directory: latents straight from the sampler, without the loss of a video file. "
-                "`python -m trainers.pairs build` makes training pairs of them."
+                "directory, as latents and so without video compression loss. "
+                "`python -m trainers.pairs build` makes training pairs from them."
             ),
             search_aliases=["preference", "save pairs", "dpo", "dataset", "winner", "loser", "record", "intrinsic reward"],
             inputs=[
                 io.Latent.Input(
-                    "latent", tooltip="The candidates: a batch of video latents as samplers give them, or a list."
+                    "latent", tooltip="The candidates: a batch of video latents from a sampler, or a list."
                 ),
                 io.String.Input(
                     "prompt", default="", multiline=True, tooltip="The prompt that the candidates were made from, as text."
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="The negative prompt, as text."),
                 io.String.Input(
-                    "model", default="", tooltip="What made them, in your own words: pairs are only built within one model."
+                    "model", default="", tooltip="Name of the model, as free text: pairs are built only within one model."
                 ),
                 io.String.Input(
                     "name",
                     default="my_preferences",
-                    tooltip=f"The folder output/{FOLDER}/<name>; records are added to those that are there.",
+                    tooltip=f"The folder output/{FOLDER}/<name>; new records are appended.",
                 ),
                 io.Combo.Input(
                     "latent_space",
@@ -101,43 +101,43 @@ class RecordPreference(io.ComfyNode):
                 io.String.Input(
                     "score_name",
                     default="score",
-                    tooltip="What the scores are called in the record, such as prism or shell_lcc.",
+                    tooltip="Name of the scores in the record, such as prism or shell_lcc.",
                 ),
                 io.Int.Input(
                     "winner",
-                    default=NOBODY,
-                    min=NOBODY,
+                    default=NOT_CHOSEN,
+                    min=NOT_CHOSEN,
                     max=4095,
-                    tooltip="Your own choice, if you have one: the better candidate, counted from 0. -1: none.",
+                    tooltip="Optional choice: index of the better candidate, from 0. -1: none.",
                 ),
                 io.Int.Input(
-                    "loser", default=NOBODY, min=NOBODY, max=4095, tooltip="The worse candidate, counted from 0. -1: none."
+                    "loser", default=NOT_CHOSEN, min=NOT_CHOSEN, max=4095, tooltip="The worse candidate, from 0. -1: none."
                 ),
                 io.Int.Input(
                     "seeds",
                     force_input=True,
                     optional=True,
                     tooltip=(
-                        "One seed a candidate, as PRISM Best-of-N gives them. Leave open for a batch of one KSampler, "
-                        "whose items have no seeds of their own."
+                        "One seed per candidate, such as the seeds of PRISM Best-of-N. Leave unconnected for a batch of "
+                        "one KSampler, whose items have no separate seeds."
                     ),
                 ),
                 io.Float.Input(
                     "scores",
                     force_input=True,
                     optional=True,
-                    tooltip="One score a candidate, higher is better: a clip_scores output.",
+                    tooltip="One score per candidate, higher is better: a clip_scores output.",
                 ),
                 io.String.Input(
                     "geometry",
                     force_input=True,
                     optional=True,
-                    tooltip="The record output of a geometry node, one a candidate.",
+                    tooltip="The record output of a geometry node, one per candidate.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="record", tooltip="The record's id, which its latents are named after."),
-                io.String.Output(display_name="folder", tooltip="The folder it was written to, for `trainers.pairs build`."),
+                io.String.Output(display_name="record", tooltip="The record's id; file names of its latents contain it."),
+                io.String.Output(display_name="folder", tooltip="The folder of the records, for `trainers.pairs build`."),
             ],
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
@@ -153,10 +153,10 @@ class RecordPreference(io.ComfyNode):
         folder = folder_of(name[0])
         z, space, warning = read_latents(latent, latent_space[0])
         count = z.shape[0]
-        require_one_each("seeds", seeds, count, "a batch of one KSampler has no seeds of its own: leave the input open")
-        require_one_each("scores", scores, count, "score this very batch, and connect clip_scores")
-        require_one_each("geometry", geometry, count, "score this very batch: set 'clips' of the geometry node to its size")
-        if (winner[0] == NOBODY) != (loser[0] == NOBODY):
+        require_one_each("seeds", seeds, count, "items of a KSampler batch have no separate seeds: leave it unconnected")
+        require_one_each("scores", scores, count, "score the same batch, and connect clip_scores")
+        require_one_each("geometry", geometry, count, "score the same batch: set 'clips' of the geometry node to its size")
+        if (winner[0] == NOT_CHOSEN) != (loser[0] == NOT_CHOSEN):
             raise ValueError(f"{TITLE}: winner {winner[0]} and loser {loser[0]}; give both, or -1 for both")
         record = preference_folder.append(
             folder,
@@ -168,7 +168,7 @@ class RecordPreference(io.ComfyNode):
             seeds=seeds,
             scores=None if scores is None else {score_name[0]: scores},
             geometry=None if geometry is None else read_geometry(geometry),
-            preference=None if winner[0] == NOBODY else (winner[0], loser[0]),
+            preference=None if winner[0] == NOT_CHOSEN else (winner[0], loser[0]),
         )
         text = f"Recorded {count} candidate{'' if count == 1 else 's'} as {record} in output/{FOLDER}/{name[0]}"
         if warning is not None:
@@ -179,7 +179,7 @@ class RecordPreference(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name):
-        # A list here too; of a connected value nothing is known before it runs.
+        # Inputs are lists here too; a connected value is None before the workflow runs.
         if name[0] is not None:
             try:
                 folder_of(name[0])

@@ -1,4 +1,4 @@
-"""Select Top-K: the best clips of a batch by their scores, best first."""
+"""Select Top-K: select the best clips of a batch by their scores."""
 
 import torch
 from comfy_api.latest import io
@@ -7,7 +7,7 @@ from ..kernels.prism.plan import rank
 
 
 def select_latent(latent: dict, indices: list[int], clips: int) -> dict:
-    """The LATENT with those items of its batch, in that order; whatever else belongs to an item goes with it."""
+    """The LATENT with the batch items `indices`, in that order, and with their other entries (masks, batch indices)."""
     out = dict(latent)
     for key, value in latent.items():
         if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == clips:
@@ -31,14 +31,14 @@ class SelectTopK(io.ComfyNode):
             search_aliases=["best of n", "pick best", "rank", "top k", "intrinsic reward"],
             inputs=[
                 io.Float.Input(
-                    "scores", force_input=True, tooltip="One score a clip, higher is better: a clip_scores output as it is."
+                    "scores", force_input=True, tooltip="One score per clip, higher is better: a clip_scores output."
                 ),
                 io.Int.Input("k", default=1, min=1, max=4096, tooltip="How many clips to keep."),
-                io.Latent.Input("latent", optional=True, tooltip="A batch of latents, one item a score."),
+                io.Latent.Input("latent", optional=True, tooltip="A batch of latents, one item per score."),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Decoded frames of all clips one after another: as many for each clip.",
+                    tooltip="Decoded frames of all clips, one after another, equally many per clip.",
                 ),
             ],
             outputs=[
@@ -46,7 +46,7 @@ class SelectTopK(io.ComfyNode):
                 io.Image.Output(display_name="images", tooltip="The frames of the best k clips, best first."),
                 io.Float.Output(display_name="scores", is_output_list=True, tooltip="Their scores."),
                 io.Int.Output(
-                    display_name="indices", is_output_list=True, tooltip="Which clips of the batch they are, counted from 0."
+                    display_name="indices", is_output_list=True, tooltip="Their indices in the batch, from 0."
                 ),
             ],
             is_input_list=True,
@@ -64,7 +64,7 @@ class SelectTopK(io.ComfyNode):
         if latent is not None:
             found = latent[0]["samples"].shape[0]
             if found != n:
-                raise ValueError(f"Select Top-K, input 'latent': {found} clips for {n} scores; score this very batch")
+                raise ValueError(f"Select Top-K, input 'latent': {found} clips for {n} scores; score the same batch")
             picked = select_latent(latent[0], indices, n)
         frames = None
         if images is not None:

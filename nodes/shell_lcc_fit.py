@@ -1,4 +1,4 @@
-"""Fitting a Shell-LCC manifold in the graph: nearest anchors, closed form, minutes on a CPU."""
+"""Fit a Shell-LCC manifold (arXiv 2606.30248) in the graph: k-means anchors, closed-form coder, on the CPU."""
 
 import logging
 from datetime import datetime, timezone
@@ -18,13 +18,13 @@ from ..kernels.version import CREATED_BY
 from .latents import AUTO, choose_space, normalised_warning, read_raw
 from .shell_lcc_type import ShellLCCType, for_wire
 
-# Below this probability of telling real tokens from blurred or noisy ones a manifold is of little use.
+# With a smaller AUROC (real against blurred or noisy tokens) a manifold is hardly useful.
 WEAK_AUROC = 0.6
 
 Clips = list[tuple[str, torch.Tensor]]
 
 
-def read_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, list[str]]:
+def normalised_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, list[str]]:
     """(space, normalised clips [C, T, h, w] fp32 by id, warnings) of a list of LATENT batches."""
     space = choose_space(latents[0]["samples"].shape[1], choice, "Fit Shell-LCC, input 'latents'")
     clips, warnings = [], []
@@ -38,7 +38,7 @@ def read_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, li
 
 
 def split(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips, str]:
-    """(clips to fit on, held-out clips, how they were parted in words)."""
+    """(clips to fit on, held-out clips, a description of the held-out part)."""
     if len(clips) == 1:
         name, z = clips[0]
         fit, held = split_frames(z)
@@ -48,7 +48,7 @@ def split(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips, str]:
 
 
 def describe(manifold: ShellManifold, tokens: int, held_out: str) -> str:
-    """The fit and its held-out figures in a few lines."""
+    """A text on the fit and its held-out metrics."""
     figures = manifold.metrics
     distance, codebook = figures["distance"], figures["codebook"]
     blurred, noisy = figures["auroc_clean_over_blurred"], figures["auroc_noisy_over_clean"]
@@ -167,7 +167,7 @@ class FitShellLCC(io.ComfyNode):
         # Every input is a list here; widgets have one value.
         anchors, neighbours, seed, held_out = anchors[0], neighbours[0], seed[0], held_out[0]
         with torch.inference_mode(False):
-            space, clips, warnings = read_clips(latents, latent_space[0])
+            space, clips, warnings = normalised_clips(latents, latent_space[0])
             fit, held, how = split(clips, held_out, seed)
             counts = quotas([z[0].numel() for _, z in fit], max_tokens[0])
             tokens = torch.cat([draw_tokens(name, z, n, seed) for (name, z), n in zip(fit, counts, strict=True)])

@@ -1,4 +1,4 @@
-"""Shell-LCC score: how far a video latent is from real ones, in numbers, in words and in a picture."""
+"""Shell-LCC Score (arXiv 2606.30248): distance of a latent's tokens to the manifold, with report and heat map."""
 
 import logging
 
@@ -27,7 +27,7 @@ def measure(manifold: ShellManifold, z: torch.Tensor) -> torch.Tensor:
 
 
 def report(manifold: ShellManifold, distance: torch.Tensor) -> str:
-    """A few lines on distances [B, T, H, W]: the manifold, and every item with its frames."""
+    """A text on distances [B, T, H, W]: the manifold, and the scores of every item and frame."""
     lines = [f"Manifold '{manifold.name}' ({manifold.space.id}), radius {manifold.radius:.3f}"]
     if manifold.calibration is None:
         lines[0] += "; not calibrated, so there are no percentiles"
@@ -59,7 +59,7 @@ class ShellLCCScore(io.ComfyNode):
             ),
             search_aliases=["shell lcc", "latent score", "intrinsic reward", "video quality", "heat map", "manifold distance"],
             inputs=[
-                io.Latent.Input("latent", tooltip="A video latent as samplers and VAE Encode give it (raw, not normalised)."),
+                io.Latent.Input("latent", tooltip="A video latent from a sampler or VAE Encode (raw, not normalised)."),
                 ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
                 io.Combo.Input(
                     "frames",
@@ -91,7 +91,7 @@ class ShellLCCScore(io.ComfyNode):
                 io.Image.Output(
                     display_name="heat_map", tooltip="Blue: smoother than real video, red: noisier, dark: ordinary."
                 ),
-                io.String.Output(display_name="report", tooltip="All of it in words."),
+                io.String.Output(display_name="report", tooltip="All results as text."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

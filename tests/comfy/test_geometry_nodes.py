@@ -343,7 +343,7 @@ def test_where_nothing_can_be_judged_the_first_goes_on_and_is_said_to(comfy):
     frames, _, index, verdict, scores, *_, text = best_of(comfy, [still], 2)
     assert (index, verdict, scores) == (0, UNDETERMINED, [0.0, 0.0])
     assert torch.equal(frames, still[:4])
-    assert text.startswith("None of 2 clips can be judged, so the first goes on as it is.")
+    assert text.startswith("None of 2 clips can be judged, so the first is returned.")
 
 
 def test_ranks(comfy):
