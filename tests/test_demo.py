@@ -18,7 +18,6 @@ from PIL import Image
 
 from benchmarks.demo import demo
 from benchmarks.demo import page as demo_page
-from benchmarks.demo import race as demo_race
 from benchmarks.toy_world.clips import scene_of
 from trainers.kernels import colours
 
@@ -31,14 +30,14 @@ def ran(tmp_path_factory):
     """(page, what was printed, folder, races) of one small demo."""
     folder = tmp_path_factory.mktemp("demo")
     said, raced = io.StringIO(), []
-    race_all = demo_race.race_all
+    race_all = demo.race_all
 
     def watched(*args):
         raced.extend(race_all(*args))
         return raced
 
     with contextlib.redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_race, "race_all", watched)
+        patch.setattr(demo, "race_all", watched)
         demo.main(["--output_dir", str(folder), "--prompts", str(PROMPTS), "--shown", "1"])
     return (folder / "index.html").read_text(encoding="utf-8"), said.getvalue(), folder, raced
 
@@ -125,7 +124,7 @@ def test_outside_a_checkout_the_remedy_is_named(tmp_path, name):
         (tmp_path / folder).symlink_to(ROOT / folder, target_is_directory=True)
     found = subprocess.run([sys.executable, "-m", f"trainers.{name}"], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 1
-    assert "from the checkout's root" in found.stderr
+    assert "from the root of a checkout" in found.stderr
 
 
 def test_one_prompt_gives_no_interval_and_is_refused():

@@ -131,9 +131,9 @@ PER_TOKEN = (ShellManifold.token_percentile, ShellManifold.outside_band)
 class TestPrism:
     @pytest.mark.parametrize("pooling", ["query", "mean"])
     @pytest.mark.parametrize("time", [False, True])
-    @pytest.mark.parametrize("levels", [(), (0.2, 0.6)])
-    def test_a_head_scores_without_waiting(self, gpu, pooling, time, levels):
-        head, inputs = make_head(pooling=pooling, time=time, levels=levels), features()
+    @pytest.mark.parametrize("sigmas", [(), (0.2, 0.6)])
+    def test_a_head_scores_without_waiting(self, gpu, pooling, time, sigmas):
+        head, inputs = make_head(pooling=pooling, time=time, sigmas=sigmas), features()
         with torch.no_grad():
             wanted = head(*inputs)
             found = head.to(DEVICE)(*(there(x) for x in inputs))
@@ -148,7 +148,7 @@ class TestPrism:
         torch.testing.assert_close(held(found), wanted)
 
     def test_a_step_of_training_waits_for_nothing(self, gpu):
-        head, inputs = make_head(time=True, levels=(0.2, 0.6)).to(DEVICE), [there(x) for x in features()]
+        head, inputs = make_head(time=True, sigmas=(0.2, 0.6)).to(DEVICE), [there(x) for x in features()]
         difference = head(*inputs).mean(dim=1)
         loss = preference_loss.rao_kupper(difference, torch.tensor([1, 0], device=DEVICE)).mean()
         loss.backward()

@@ -122,7 +122,7 @@ def make_plan(
     tap: int = 11,
     finish: str = CONTINUE,
 ) -> Plan:
-    """The plan for a schedule: checkpoints at noise levels `levels`, by successive halving unless `survivors` says otherwise.
+    """The plan for a schedule: checkpoints at noise levels `sigmas`, by successive halving unless `survivors` says otherwise.
 
     Levels that fall on one step become one checkpoint, with the fewest survivors; a level below the last step's is an error.
     Raises PlanError.
