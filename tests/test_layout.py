@@ -169,3 +169,14 @@ def test_version_is_said_once_alike():
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert f'VERSION = "{version}"' in (ROOT / "kernels" / "version.py").read_text()
+
+
+def test_what_the_contributors_guide_names_exists():
+    """A reader who looks for a thing takes its path from there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:nodes|kernels|trainers|tests|benchmarks)/[\w/]+\.(?:py|json))`", text)
+    assert len(named) > 20
+    assert not [name for name in named if not (ROOT / name).is_file()]
+    for name, function in (("kernels/geometry/tracks.py", "_verdict"), ("kernels/geometry/dense.py", "_judge"),
+                           ("kernels/prism/accuracy.py", "tie_threshold")):  # fmt: skip
+        assert f"def {function}(" in (ROOT / name).read_text()

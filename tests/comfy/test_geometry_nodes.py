@@ -173,7 +173,7 @@ def test_lpips_adds_the_published_figure(comfy, models_dir, saved):
     assert without["score"] == record["score"]
     with pytest.raises(ValueError, match=r"heads\.pth: lacks VGG16's convolutions"):
         da3_score(comfy, da3_geometry=geometry, perceptual="heads.pth")
-    with pytest.raises(ValueError, match="input 'vgg': VGG16 alone is no LPIPS"):
+    with pytest.raises(ValueError, match="input 'vgg': VGG16 alone is not LPIPS"):
         da3_score(comfy, da3_geometry=geometry, vgg="vgg16.pth")
 
 
@@ -423,7 +423,7 @@ def test_only_plain_folder_names_are_taken(comfy, base_dir, candidates, name):
 def test_bad_records_are_named(comfy, base_dir, candidates):
     short = {"samples": torch.zeros(1, 16, 2, 8, 8)}
     for changes, message in (
-        ({"seeds": [1]}, "input 'seeds': found 1 for 3 latents; a batch of one KSampler"),
+        ({"seeds": [1]}, "input 'seeds': found 1 for 3 latents; items of a KSampler batch have no"),
         ({"scores": [1.0, 2.0]}, "input 'scores': found 2 for 3"),
         ({"scores": [1.0, 2.0, float("nan")]}, "scores 'geometry'.*finite"),
         ({"geometry": ["{}"] * 3}, "input 'geometry', clip 1: found '{}'"),

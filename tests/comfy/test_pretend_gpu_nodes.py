@@ -49,7 +49,7 @@ def test_the_score_board_shows_candidates_that_were_on_the_gpu(comfy, gpu):
 
     def racing(latent):
         pictures = {i: thumbnail(latent[i : i + 1], Wan21()) for i in range(2)}
-        return SimpleNamespace(outcome=SimpleNamespace(board=standings), thumbnails=pictures, seeds=[7, 8])
+        return SimpleNamespace(outcome=SimpleNamespace(board=standings), thumbnails=pictures, candidates=SimpleNamespace(seeds=[7, 8]))
 
     wanted, found = board.as_image(racing(LATENT)), board.as_image(racing(LATENT.to(DEVICE)))
     assert torch.equal(found, wanted)
@@ -120,7 +120,7 @@ class TestMemoryIsShort:
     @pytest.mark.parametrize("pooling", ["query", "mean"])
     def test_a_prism_head(self, comfy, gpu, pooling, share):
         heads, files = comfy.module("kernels.prism.head"), comfy.module("kernels.prism.files")
-        options = {"time": True, "levels": (0.2, 0.6), "pooling": pooling}
+        options = {"time": True, "sigmas": (0.2, 0.6), "pooling": pooling}
         head = heads.PrismHead(heads.HeadConfig(24, dim=16, heads=2, taps=(1, 3), **options))
         loaded = files.LoadedHead(head, None, comfy.module("kernels.latent_space").WAN21, (0.05, 0.99), name="head")
         load_in_part(comfy.module("nodes.prism_type").for_wire(loaded).patcher, share)
