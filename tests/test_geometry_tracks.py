@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,6 +102,22 @@ def test_lucas_kanade_agrees_with_opencv(rigid):
     ours, theirs = (t(grey)(0, 1, points, points, 4) for t in (TorchTracker, OpenCVTracker))
     assert (ours[0] - theirs[0]).norm(dim=1).quantile(0.9) < 0.02
     assert OpenCVTracker(grey)(0, 1, points[:0], points[:0], 4)[0].shape == (0, 2)
+
+
+def test_a_point_that_opencv_does_not_find_is_lost(rigid):
+    """OpenCV leaves its difference unwritten, so a track was kept or lost by what the memory held before."""
+    pytest.importorskip("cv2")
+    from trainers.kernels.geometry.opencv_tracker import OpenCVTracker
+
+    grey, _ = tracks._grey(rigid.frames[:2])
+    flat = torch.full_like(grey, 90.0)
+    points = torch.tensor([[40.0, 40.0], [60.0, 50.0]])
+    for _ in range(5):
+        # Memory that numpy may hand out again, full of small differences.
+        _used = [np.full((2, 1), 1e-3, dtype=np.float32) for _ in range(50)]
+        del _used
+        assert OpenCVTracker(flat)(0, 1, points, points, 4)[1].isinf().all()
+    assert OpenCVTracker(grey)(0, 1, *2 * (corners.find_corners(grey[0], 10, 8),), 4)[1].isfinite().any()
 
 
 def two_views(count=60, seed=0, noise=0.0):

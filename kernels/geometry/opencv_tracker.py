@@ -1,6 +1,7 @@
 """Lucas-Kanade by OpenCV, where it is installed: the same algorithm as lucas_kanade's, several times faster on a CPU."""
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,10 @@ class OpenCVTracker:
             return points.clone(), points[:, 0].clone()
         at, near = (p.detach().to("cpu", torch.float32).numpy()[:, None].copy() for p in (points, guess))
         criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_COUNT, lucas_kanade.ITERATIONS, lucas_kanade.STEP)
-        there, _, left = cv2.calcOpticalFlowPyrLK(
+        there, found, left = cv2.calcOpticalFlowPyrLK(
             self.pictures[i], self.pictures[j], at, near, winSize=self.window, maxLevel=levels - 1, criteria=criteria,
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         )  # fmt: skip
+        # OpenCV leaves the difference of a point that it did not find unwritten: whatever the memory held before.
+        left[found == 0] = np.inf
         return torch.from_numpy(there[:, 0]).to(points), torch.from_numpy(left[:, 0]).to(points)
