@@ -12,14 +12,16 @@ class WholePatcher(ModelPatcher):
     the forward; plain torch layers fail there, with weights and activations on different devices.
     """
 
-    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-        super().load(device_to, force_patch_weights=force_patch_weights, full_load=True)
+    # Arguments that are not used here are passed on, since ComfyUI adds some from version to version.
 
-    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+    def load(self, *args, **kwargs):
+        super().load(*args, **(kwargs | {"full_load": True}))
+
+    def partially_load(self, device_to, extra_memory=0, **kwargs):
         # A negative value asks for a partial unload while the network is about to be used.
-        return super().partially_load(device_to, max(0, extra_memory), force_patch_weights)
+        return super().partially_load(device_to, max(0, extra_memory), **kwargs)
 
-    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+    def partially_unload(self, device_to, *_, **__):
         freed = self.loaded_size()
         self.unpatch_model(device_to)
         return freed
