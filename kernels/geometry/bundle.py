@@ -1,8 +1,9 @@
-"""Structure from motion of a few hundred tracks: cameras, points and one focal length, by robust Levenberg-Marquardt.
+"""Bundle adjustment of a few hundred tracks by robust Levenberg-Marquardt: cameras, points and one focal length.
 
-A point is (a, b, w) in the reference camera: direction (a, b, 1), inverse depth w, so that it may be at infinity (Civera et
-al. 2008) and small motions converge from w = 1 everywhere (Yu and Gallup 2014). In camera i it is seen at
-focal * project(R_i (a, b, 1) + w t_i). Points do not interact, so that their 3x3 blocks are eliminated (Schur complement).
+A point is (a, b, w) in the reference camera: direction (a, b, 1) and inverse depth w, so points at infinity are allowed
+(Civera et al. 2008) and small motions converge from w = 1 everywhere (Yu and Gallup 2014). Camera i sees it at
+focal * (x / z, y / z) with (x, y, z) = R_i (a, b, 1) + w t_i. The points' 3x3 blocks are independent of one another and
+are eliminated by the Schur complement.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Pull of the inverse depths to 1 and of the focal length to its start: weak, for what the tracks leave open (scale, planes).
+# Weak priors that pull inverse depths to 1 and the focal length to its start. They fix what the tracks do not determine
+# (scale, planar scenes). NEAREST: smallest z that is divided by.
 DEPTH_PRIOR = 0.02
 FOCAL_PRIOR = 0.3
 NEAREST = 0.05
@@ -18,7 +20,8 @@ NEAREST = 0.05
 
 @dataclass(frozen=True)
 class Scene:
-    """rotation [F, 3, 3], translation [F, 3]: of the reference camera to camera i; points [N, 3]: (a, b, w); focal: pixels."""
+    """rotation [F, 3, 3], translation [F, 3]: from the reference camera to camera i; points [N, 3]: (a, b, w); focal: scalar
+    tensor, pixels."""
 
     rotation: Tensor
     translation: Tensor
@@ -27,17 +30,18 @@ class Scene:
 
 
 def project(scene: Scene) -> Tensor:
-    """Where every point is seen by every camera, [F, N, 2] pixels from the picture's middle."""
+    """Project all points into all cameras. Returns [F, N, 2], pixels from the image centre."""
     p = _in_camera(scene)
     return scene.focal * p[..., :2] / p[..., 2:].clamp(min=NEAREST)
 
 
 def start(seen: Tensor, visible: Tensor, rotation: Tensor, reference: int, focal: float) -> Scene:
-    """A scene at depth 1 with cameras that only turn.
+    """Initial scene: all points at depth 1, cameras that rotate but do not translate.
 
-    seen: [F, N, 2] pixels from the middle; visible: bool [F, N]; rotation: [F, 3, 3], reference to camera i.
+    seen: [F, N, 2] pixels from the image centre; visible: bool [F, N]; rotation: [F, 3, 3], reference to camera i; reference:
+    index of the reference frame; focal: pixels.
     """
-    # Each point where its observation nearest to the reference frame says, turned back into that frame.
+    # Each point's direction comes from its observation nearest in time to the reference frame, rotated into that frame.
     distance = (torch.arange(len(seen), device=seen.device) - reference).abs()[:, None].expand(visible.shape)
     first = torch.where(visible, distance, len(seen)).argmin(dim=0)
     at = seen[first, torch.arange(seen.shape[1], device=seen.device)] / focal
@@ -50,10 +54,11 @@ def start(seen: Tensor, visible: Tensor, rotation: Tensor, reference: int, focal
 def refine(
     scene: Scene, seen: Tensor, visible: Tensor, reference: int, scale: float, rounds: int, tolerance: float = 1e-3
 ) -> tuple[Scene, float]:
-    """The scene that explains the tracks best, and its robust cost per observation.
+    """Minimise the robust reprojection error. Returns the refined scene and its cost per observation, priors included.
 
-    scale: pixels at which an observation begins to count less (Geman and McClure); rounds: of Levenberg-Marquardt; tolerance:
-    relative gain below which it ends. The reference camera stays where it is.
+    seen, visible: as in `start`; scale: pixels, scale of the Geman-McClure loss; rounds: maximum number of
+    Levenberg-Marquardt iterations; tolerance: relative decrease of the cost below which they stop. The reference camera is
+    held fixed.
     """
     focal_start, damping = scene.focal, 1e-3
     cost = _cost(scene, seen, visible, scale, focal_start)
@@ -75,10 +80,15 @@ def refine(
 
 
 def triangulate(scene: Scene, seen: Tensor, visible: Tensor, reference: int, scale: float, rounds: int = 8) -> Scene:
-    """The scene with points for other tracks, its cameras as they are. seen: [F, N, 2]; visible: [F, N]; as in `refine`."""
+    """Triangulate points for other tracks with the scene's cameras held fixed.
+
+    seen: [F, N, 2]; visible: [F, N]; scale: as in `refine`; rounds: Levenberg-Marquardt iterations. Returns a scene with the
+    same cameras and N new points.
+    """
     middle = scene.points[:, 2].median()
     points = start(seen, visible, scene.rotation, reference, float(scene.focal)).points
-    # At the depth of the others, and with their sign: inverse depths and translations may both be negative.
+    # Start at the median inverse depth of the existing points, sign included: inverse depths and translations may both be
+    # negative.
     scene = replace(scene, points=torch.cat([points[:, :2], middle.expand(len(points), 1)], dim=1))
     damping = torch.full_like(scene.points[:, 0], 1e-2)
     cost = _point_costs(scene, seen, visible, scale)
@@ -102,8 +112,8 @@ def triangulate(scene: Scene, seen: Tensor, visible: Tensor, reference: int, sca
 
 
 def reverse_depth(scene: Scene) -> Scene:
-    """The scene with near and far exchanged and the camera moving the other way: small motions can hardly tell them apart,
-    and a search that ended in the wrong one has to be begun again from here."""
+    """The scene with near and far exchanged and all translations negated. Small motions hardly distinguish the two, so an
+    optimisation that ended in the wrong one is restarted from this scene."""
     w = scene.points[:, 2:]
     low, high = w.min(), w.max()
     points = torch.cat([scene.points[:, :2], (low + high - w).clamp(min=0.05)], dim=1)
@@ -153,7 +163,7 @@ def _normal_equations(scene: Scene, seen: Tensor, visible: Tensor, scale: float,
     H[-1, -1] = lens.square().sum() + FOCAL_PRIOR**-2
     g[:-1] = (flat.transpose(1, 2) @ residual.flatten(1)[..., None])[..., 0].flatten()
     g[-1] = (lens * residual).sum() + (scene.focal / focal_start).log() * FOCAL_PRIOR**-2
-    # By rows of pixels and summed: products of matrices this small would be called 5000 times each.
+    # As broadcast products over x and y: batched matrix products this small would take 5000 calls each.
     px, py = (pose[:, :, i].transpose(1, 2)[:, :, None] for i in (0, 1))
     qx, qy = (point[:, :, i].transpose(1, 2)[:, None] for i in (0, 1))
     W = seen.new_empty(m, 3, n)
@@ -167,9 +177,9 @@ def _normal_equations(scene: Scene, seen: Tensor, visible: Tensor, scale: float,
 
 
 def _linear(scene: Scene, seen: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Residuals [F, N, 2], their slopes by the point in the camera [F, N, 2, 3], and the square roots of their weights."""
+    """Residuals [F, N, 2], Jacobians with respect to the point in camera i [F, N, 2, 3], square roots of the weights [F, N]."""
     p = _in_camera(scene)
-    # Behind or beside a camera the projection has no useful slope: such observations wait until the scene is better.
+    # At z <= NEAREST the projection has no useful gradient, so the observation gets weight 0 in this iteration.
     ahead = p[..., 2] > NEAREST
     z = p[..., 2].clamp(min=NEAREST)
     x, y = p[..., 0] / z, p[..., 1] / z
@@ -210,7 +220,7 @@ def _step(scene: Scene, H: Tensor, g: Tensor, W: Tensor, V: Tensor, gp: Tensor, 
 
 
 def rotation_of(omega: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of rotation vectors [..., 3], radians (Rodrigues)."""
+    """Rodrigues' formula: rotation vectors [..., 3] in radians to rotation matrices [..., 3, 3]."""
     squared = omega.square().sum(-1)[..., None, None]
     angle = squared.clamp(min=1e-12).sqrt()
     small = squared < 1e-8

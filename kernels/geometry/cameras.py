@@ -1,6 +1,6 @@
-"""Pinhole cameras: pixels to points and back, and how far a camera went.
+"""Pinhole camera model: projection, unprojection, warps between views, and the amount of camera motion.
 
-Axes and pixel centres as in views.py: a point X of the world is seen at (x / z, y / z) with (x, y, z) = K (R X + t).
+A world point X projects to (x / z, y / z) with (x, y, z) = K (R X + t). Axes and pixel centres are those of views.py.
 """
 
 import math
@@ -8,18 +8,21 @@ import math
 import torch
 from torch import Tensor
 
-# VideoGPA's release divides by z plus this.
+# Added to z before dividing, as in VideoGPA's release.
 EPSILON = 1e-8
 
 
 def camera_centres(world_to_camera: Tensor) -> Tensor:
-    """[S, 4, 4] -> [S, 3]: where the cameras stand in the world."""
+    """Camera centres in world coordinates, -R^T t: [S, 4, 4] -> [S, 3]."""
     rotation, shift = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3:]
     return -(rotation.transpose(1, 2) @ shift)[:, :, 0]
 
 
 def unproject(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
-    """Depth [S, H, W] -> points in the world [3, S, H, W], one plane a coordinate; NaN where depth is."""
+    """Unproject depth [S, H, W] to world points [3, S, H, W]. Points are NaN where depth is NaN.
+
+    K: [S, 3, 3]; world_to_camera: [S, 4, 4].
+    """
     poses = world_to_camera.cpu().double()
     rays = poses[:, :3, :3].transpose(1, 2) @ torch.linalg.inv(K.cpu().double())
     centres = camera_centres(poses)
@@ -31,16 +34,20 @@ def unproject(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
 
 
 def project(points: Tensor, K: Tensor, world_to_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points [3, ...] of the world -> pixel coordinates u, v and depth z [...] in one camera; z <= 0 is behind it."""
+    """Project world points [3, ...] into one camera: pixel coordinates u, v and depth z, each [...]; z <= 0 is behind it.
+
+    K: [3, 3]; world_to_camera: [4, 4].
+    """
     matrix = (K.cpu().double() @ world_to_camera.cpu().double()[:3]).tolist()
     x, y, z = ((points[0] * a).add_(points[1], alpha=b).add_(points[2], alpha=c).add_(d) for a, b, c, d in matrix)
     return x.div_(z + EPSILON), y.div_(z + EPSILON), z
 
 
 def pixel_transform(K: Tensor, world_to_camera: Tensor, source: int, target: int) -> tuple[list[list[float]], list[float]]:
-    """Matrix A and vector b with (x, y, z) in the target's pixels = depth * A (u, v, 1) + b for the source's pixels.
+    """Matrix A and vector b of the warp (x, y, z) = depth * A (u, v, 1) + b from the source's pixels to the target's.
 
-    One map from pixel to pixel without the world between; in float64, so that it is exact for float32 pixels.
+    The target's pixel is (x / z, y / z). Computed in float64 without a step through world coordinates, so that it
+    is exact for float32 pixels.
     """
     K, poses = K.cpu().double(), world_to_camera.cpu().double()
     relative = poses[target] @ torch.linalg.inv(poses[source])
@@ -49,24 +56,26 @@ def pixel_transform(K: Tensor, world_to_camera: Tensor, source: int, target: int
 
 
 def warp(depth: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """All pixels at their depth [H, W] -> x, y, z [H, W] in another camera, by what `pixel_transform` gave."""
+    """Warp all pixels at their depth [H, W] into another camera: x, y, z, each [H, W]. A, b: from `pixel_transform`."""
     h, w = depth.shape
     u, v = (torch.arange(n, dtype=depth.dtype, device=depth.device) for n in (w, h))
-    # A (u, v, 1) is a sum of a row and a column: three operations a pixel instead of a product of matrices.
+    # A (u, v, 1) is the sum of a row and a column: three operations per pixel instead of a matrix product.
     return tuple(torch.add((a[1] * v + a[2])[:, None], a[0] * u).mul_(depth).add_(c) for a, c in zip(A, b, strict=True))
 
 
 def motion(world_to_camera: Tensor, K: Tensor, median_depth: float, width: int) -> dict[str, float]:
-    """How the camera moved over its S views.
+    """Camera motion over S views.
 
-    translation: the largest distance between two camera centres over the median depth, so that the unit of the geometry
-    cancels (a path summed from view to view would grow with the jitter of estimated poses); rotation: mean degrees
-    between neighbours; field_of_view_change: degrees between the widest and the narrowest view, across the picture.
+    world_to_camera: [S, 4, 4]; K: [S, 3, 3]; median_depth: in the unit of the translations; width: of the images, pixels.
+
+    Returns translation: the largest distance between two camera centres divided by the median depth, so that the unit
+    cancels (the length of the path would grow with the jitter of estimated poses); rotation: mean angle between
+    neighbouring views, degrees; field_of_view_change: largest minus smallest horizontal field of view, degrees.
     """
     poses = world_to_camera.cpu().double()
     centres = camera_centres(poses)
     turn = poses[1:, :3, :3] @ poses[:-1, :3, :3].transpose(1, 2) - torch.eye(3, dtype=torch.float64)
-    # The chord of a rotation keeps its accuracy at small angles, where the arc cosine of the trace has none.
+    # From the Frobenius norm of R - I: accurate at small angles, unlike the arc cosine of the trace.
     angles = 2 * torch.asin((turn.flatten(1).norm(dim=1) / math.sqrt(8)).clamp(max=1))
     view = 2 * torch.atan(width / 2 / K[:, 0, 0].cpu().double())
     return {

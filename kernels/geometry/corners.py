@@ -1,19 +1,20 @@
-"""Corners worth tracking: the smaller eigenvalue of the structure tensor (Shi and Tomasi 1994), the best of every cell."""
+"""Shi-Tomasi corners (Shi and Tomasi 1994): smaller eigenvalue of the structure tensor, one corner per grid cell."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 SCHARR = (3.0 / 32, 10.0 / 32, 3.0 / 32)
-# Squared grey levels per pixel, summed over no more than the window's mean: below it, noise of a grey level has corners too.
+# Minimum eigenvalue of the window-averaged structure tensor, squared grey levels per pixel; below it, noise of one grey
+# level looks like corners.
 MIN_EIGENVALUE = 2.0
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Scharr derivatives (x, y) of images [B, 1, H, W], in grey levels per pixel."""
+    """Scharr derivatives in x and y of images [B, 1, H, W], grey levels per pixel; two tensors of the same shape."""
     side, middle, _ = SCHARR
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    # Shifted sums: ten times faster than a convolution with one channel on a CPU.
+    # Shifted sums are ten times as fast as a one-channel convolution on a CPU.
     across = padded[..., 2:] - padded[..., :-2]
     along_x = side * (across[..., :-2, :] + across[..., 2:, :]) + middle * across[..., 1:-1, :]
     down = padded[..., 2:, :] - padded[..., :-2, :]
@@ -22,7 +23,10 @@ def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def corner_strength(image: Tensor) -> Tensor:
-    """Smaller eigenvalue of the mean structure tensor over 7x7 pixels, [B, 1, H, W], squared grey levels; outside counts 0."""
+    """Smaller eigenvalue of the structure tensor averaged over 7x7 pixels, zero-padded.
+
+    image: [B, 1, H, W] grey levels. Returns [B, 1, H, W], squared grey levels per pixel.
+    """
     x, y = gradients(image)
     products = F.pad(torch.cat([x * x, y * y, x * y], dim=1), (3, 3, 3, 3))
     a, c, b = (_sum_of_7(_sum_of_7(products, -2), -1) / 49).unbind(1)
@@ -31,7 +35,7 @@ def corner_strength(image: Tensor) -> Tensor:
 
 
 def _sum_of_7(x: Tensor, dim: int) -> Tensor:
-    """Sums of seven neighbours along a dimension, six shorter, in four additions."""
+    """Sums over windows of seven along a dimension, without padding (six shorter), in four additions."""
     n = x.shape[dim]
     two = x.narrow(dim, 0, n - 1) + x.narrow(dim, 1, n - 1)
     four = two.narrow(dim, 0, n - 3) + two.narrow(dim, 2, n - 3)
@@ -39,11 +43,11 @@ def _sum_of_7(x: Tensor, dim: int) -> Tensor:
 
 
 def find_corners(image: Tensor, cell: int, border: int, taken: Tensor | None = None, least: float = MIN_EIGENVALUE) -> Tensor:
-    """The strongest corner of every cell x cell square that has one, [N, 2] pixels (x, y).
+    """The strongest corner of each grid cell, [N, 2] pixels (x, y), in the image's dtype.
 
-    image: [H, W], grey levels 0 to 255; border: pixels to keep away from the picture's edge; taken: [M, 2] points whose
-    cells need no corner; least: the weakest that counts. One corner a cell spreads them: a small plain object gets its
-    share beside wallpaper.
+    image: [H, W], grey levels 0 to 255; cell: side of a cell, pixels; border: width of the excluded margin, pixels; taken:
+    [M, 2] points whose cells are skipped; least: minimum corner strength. One corner per cell spreads the corners evenly, so
+    that objects with little texture are not left out.
     """
     h, w = image.shape
     strength = corner_strength(image[None, None])

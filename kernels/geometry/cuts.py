@@ -1,4 +1,4 @@
-"""Hard cuts: a change between two frames that is large, and far larger than those around it."""
+"""Hard cut detection: a frame difference that is large, and much larger than the median of its neighbours."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,13 @@ TIMES = 4.0
 
 
 def find_cuts(frames: Tensor) -> list[int]:
-    """First frames of new shots. frames: [T, H, W, 3], 0 to 255, of any type.
+    """Indices of the first frames of new shots, ascending. frames: [T, H, W, 3], 0 to 255, any dtype.
 
-    The change is the mean absolute difference of the colours of CELLS x CELLS cells; a cut has at least LEAST grey levels
-    and TIMES the median of its neighbours. A flash comes back: the frames on both sides of it are alike, and it is no cut.
+    The difference of two frames is the mean absolute difference of their colours, averaged over CELLS x CELLS cells. A cut
+    has a difference of at least LEAST grey levels and TIMES the median of the differences up to AROUND frames away. A flash
+    is not a cut: the frames before and after it are alike.
     """
-    # Every fourth pixel of a large picture is plenty for the mean of a cell.
+    # A subset of the pixels of a large image is enough for the mean of a cell.
     every = max(1, min(frames.shape[1:3]) // 120)
     thin = frames[:, ::every, ::every].permute(0, 3, 1, 2).float()
     coarse = torch.nn.functional.interpolate(thin, (CELLS, CELLS), mode="area")
@@ -33,6 +34,6 @@ def find_cuts(frames: Tensor) -> list[int]:
 
 
 def longest_shot(cuts: list[int], frames: int) -> tuple[int, int]:
-    """First frame and end of the longest stretch between cuts."""
+    """The longest shot as (first frame, end), end exclusive. cuts: from `find_cuts`; frames: number of frames of the clip."""
     borders = [0, *cuts, frames]
     return max(zip(borders, borders[1:], strict=False), key=lambda shot: shot[1] - shot[0])

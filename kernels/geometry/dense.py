@@ -1,9 +1,9 @@
-"""3D consistency from depth and cameras: does every view look as the other views say it must?
+"""Dense 3D consistency: reprojection error of each view, rendered from the others' depth (after VideoGPA).
 
-VideoGPA (arXiv 2601.23286, section 3) draws the points of all views into each of them, the view's own points as well:
-those hide most of what is wrong, and the clip that moves least has the least error. Here a view is drawn from the
-others alone, each point is compared with the view where it lands and not where it is rounded to, and the error is
-weighed against how far the camera went. VideoGPA's own figure (3DCS) is given beside it where LPIPS weights are there.
+VideoGPA (arXiv 2601.23286, section 3) renders the points of all views into each view, including the view's own points.
+Those hide most of the errors, and the clip with the least motion gets the smallest error. Here each view is rendered from
+the other views only, each point is compared with the view at its subpixel position, and the error is normalised by the
+camera's translation. VideoGPA's own score (3DCS) is computed as well if LPIPS weights are given.
 """
 
 import math
@@ -21,25 +21,29 @@ from .record import CONSISTENT, DENSE, INCONSISTENT, UNDETERMINED, VERSIONS, Geo
 from .splat import splat, subpixel_positions
 from .views import MAX_VIEWS, Views, require_usable, sample_indices, take, usable_pixels
 
-# Of the median depth: between cameras closer than this there is no parallax that could be wrong.
+# Minimum camera translation, as a share of the median depth: below it there is no parallax to measure.
 MIN_TRANSLATION = 0.03
-# Where motion stops to make up for error: error is divided by m / (m + this).
+# Half-saturation of the normalisation by motion: the error is divided by m / (m + this), m the translation.
 HALF_TRANSLATION = 0.18
+# Minimum share of pixels that points from other views reach.
 MIN_COVERAGE = 0.1
-# Mean squared difference of two frames, averaged over blocks of this many pixels against grain, below which the clip
-# stands still whatever estimated cameras say.
+# Mean squared difference of two frames below which the clip is static, regardless of the estimated cameras. Frames are
+# averaged over BLOCK x BLOCK pixels first, so that film grain does not count.
 STILL, BLOCK = 5e-5, 4
-# Between rigid and corrupted clips of a ray-caster, with true depth and cameras and with noisy ones.
+# Decision threshold for the error: separates rigid from corrupted clips of a ray-caster, with exact and with noisy depth
+# and cameras.
 BORDER = 0.06
-# Every second pixel and line is enough for a mean.
+# Stride of the pixels used for depth_error; every second pixel and line is enough for a mean.
 DEPTH_STEP = 2
 MID_GREY = 0.5
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One view against the others' points. drawn: [3, H, W], mid grey where nothing lands; mse, dssim: [H, W], NaN where
-    nothing was measured; coverage: share of pixels that points reach.
+    """One view compared with its rendering from the other views.
+
+    drawn: [3, H, W], the rendering, mid grey where no point lands; mse, dssim: [H, W], NaN at pixels that were not measured;
+    coverage: share of pixels that points reach, 0 to 1.
     """
 
     drawn: Tensor
@@ -53,25 +57,26 @@ def score_views(
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Scored:
-    """Scores a clip by its views; of more than 10 views 10 are taken, evenly.
+    """Score the 3D consistency of a clip from its views. Of more than 10 views, 10 evenly spaced ones are used.
 
-    lpips: (images, images) [N, H, W, 3] in [0, 1] -> [N], as lpips.load_lpips gives; with it the record also holds
-    `lpips`, `3dcs` and `mvcs` as VideoGPA's release computes them. progress is called with a share 0 to 1 and may raise.
-    Works where views.depth lies, CPU or CUDA. Raises GeometryError for what views.require_usable refuses.
+    lpips: (images, images) [N, H, W, 3] in [0, 1] -> [N], for example from lpips.load_lpips; if given, the record also
+    contains `lpips` and `3dcs`, and `mvcs` if no pixel lacks depth, as in VideoGPA's release. progress: called with the share
+    done, 0 to 1; may raise to cancel. Runs on the device of views.depth, CPU or CUDA. Raises GeometryError for views that
+    views.require_usable refuses.
     """
     require_usable(views, "geometry")
     notes = list(views.notes)
     if len(views.depth) > MAX_VIEWS:
         notes.append(f"{MAX_VIEWS} of {len(views.depth)} views measured")
         views = take(views, sample_indices(len(views.depth)))
-    # Cameras are read one by one: on a GPU every look at them would wait for it.
+    # Cameras are read one by one; on a GPU every read would synchronise.
     views = replace(views, K=views.K.cpu(), world_to_camera=views.world_to_camera.cpu())
     keep = usable_pixels(views)
     if not bool(keep.all()):
-        notes.append(f"{1 - float(keep.float().mean()):.1%} of the pixels have no usable depth (sky?) and are left out")
+        notes.append(f"{1 - float(keep.float().mean()):.1%} of the pixels have no usable depth (sky?) and are excluded")
     exact = views.depth if views.depth.dtype == torch.float64 else views.depth.float()
     depth = torch.where(keep, exact, torch.nan)
-    # Planes of one channel: most of the time goes into reading and writing them.
+    # Channels first and contiguous: the run time is mostly memory access.
     images = views.images.to(depth).permute(3, 0, 1, 2).contiguous()
     count = len(depth)
     went = motion(views.world_to_camera, views.K, float(depth[keep].median()), depth.shape[2])
@@ -93,12 +98,12 @@ def score_views(
     photometric = _mean(frame_errors)
     measurements["error"] = photometric * (1 + HALF_TRANSLATION / max(went["translation"], 1e-12))
     if lpips is None:
-        notes.append("no LPIPS weights were given: MSE and DSSIM only, no 3DCS")
+        notes.append("no LPIPS weights given: MSE and DSSIM only, no 3DCS")
     else:
         measurements |= published(images, depth, views, lpips, progress)
     verdict, reason = _judge(measurements, change(images))
     if verdict == UNDETERMINED:
-        # A frozen clip has no error at all: it must not come first where only errors are sorted.
+        # A static clip has an error of almost 0 and must not rank first where clips are sorted by error alone.
         measurements["error"] = math.inf
     score = score_of(verdict, measurements["error"], BORDER)
     record = GeometryRecord(
@@ -109,11 +114,11 @@ def score_views(
 
 
 def compare(images: Tensor, depth: Tensor, points: Tensor, views: Views, target: int) -> Comparison:
-    """View `target` against the points of all the others.
+    """Compare view `target` with its rendering from the points of all other views.
 
-    images [3, S, H, W], depth [S, H, W] (NaN: no point), points [3, S, H, W] in the world; cameras are those of views.
-    A point that lies more than 5% behind the surface that the view itself sees shows through between the points of that
-    surface; it is drawn but not measured.
+    images: [3, S, H, W] in [0, 1]; depth: [S, H, W], NaN for pixels without a point; points: [3, S, H, W] in world
+    coordinates; views: only its cameras are used. A point more than 5% behind the target's own surface is occluded and
+    visible only through gaps between that surface's points; it is drawn but not measured.
     """
     h, w = depth.shape[1:]
     others = [i for i in range(len(depth)) if i != target]
@@ -122,9 +127,9 @@ def compare(images: Tensor, depth: Tensor, points: Tensor, views: Views, target:
     u, v = subpixel_positions(points, views.K[target], views.world_to_camera[target], seen)
     frame = images[:, target]
     wanted = sample(frame, u.clamp_(0, w - 1), v.clamp_(0, h - 1))
-    # Comparisons with NaN are false: where the view has no depth of its own, nothing is hidden.
+    # Comparisons with NaN are false: where the target has no depth, nothing counts as occluded.
     left_out = ~seen.covered | (seen.depth > depth[target] * (1 + OCCLUSION))
-    # What is not measured is made equal, so that windows which reach there see no difference.
+    # Excluded pixels are made equal in both images, so that SSIM windows that overlap them see no difference there.
     a, b = (torch.where(left_out, frame, x) for x in (drawn, wanted))
     mse, unlike = squared_error(a, b), dssim(luminance(a)[None], luminance(b)[None])[0]
     coverage = float(seen.covered.float().mean())
@@ -132,11 +137,11 @@ def compare(images: Tensor, depth: Tensor, points: Tensor, views: Views, target:
 
 
 def published(images: Tensor, depth: Tensor, views: Views, lpips, progress=None) -> dict[str, float]:
-    """VideoGPA's scores as released: {"lpips": ..., "3dcs": MSE + LPIPS}, means over the views, and "mvcs" where no pixel
-    lacks its depth.
+    """VideoGPA's scores as in its release: {"lpips": LPIPS, "3dcs": MSE + LPIPS}, means over the views; also "mvcs" if all
+    depth is finite.
 
-    All points, the view's own among them, on black, with colours cut down to 8 bits; MSE over all pixels. images: [3, S,
-    H, W].
+    Each view is rendered from the points of all views, including its own, on black, with colours truncated to 8 bits; MSE is
+    over all pixels. images: [3, S, H, W] in [0, 1]; depth: [S, H, W]; lpips and progress: as in `score_views`.
     """
     cut = (images * 255).clamp(0, 255).floor() / 255
     mse, distance = [], []
@@ -153,7 +158,10 @@ def published(images: Tensor, depth: Tensor, views: Views, lpips, progress=None)
 
 
 def change(images: Tensor) -> float:
-    """Mean squared difference between frames as they are, [3, S, H, W] in [0, 1]: the frames' variance over time, twice."""
+    """Mean squared difference between frames, without warping: twice their variance over time, after block averaging.
+
+    images: [3, S, H, W] in [0, 1].
+    """
     small = F.avg_pool2d(images, min(BLOCK, *images.shape[2:]))
     return 2 * float(small.var(dim=1).mean())
 
@@ -162,22 +170,22 @@ def _judge(measurements: dict[str, float], change: float) -> tuple[str, str]:
     """Verdict and reason."""
     error, went, coverage = (measurements[k] for k in ("error", "translation", "coverage"))
     if change < STILL:
-        return UNDETERMINED, "the frames hardly differ: in a clip that stands still consistency cannot be told"
+        return UNDETERMINED, "the frames hardly differ: the consistency of a static clip cannot be measured"
     if went < MIN_TRANSLATION:
         return UNDETERMINED, (
             f"the camera moves {went:.2%} of the median depth; below {MIN_TRANSLATION:.0%} (static, slow, zoom or pan) "
-            "consistency cannot be told"
+            "consistency cannot be measured"
         )
     if coverage < MIN_COVERAGE or not math.isfinite(error):
         return UNDETERMINED, (
-            f"other views reach only {coverage:.0%} of a view; below {MIN_COVERAGE:.0%} consistency cannot be told"
+            f"other views reach only {coverage:.0%} of a view; below {MIN_COVERAGE:.0%} consistency cannot be measured"
         )
     if error <= BORDER:
-        return CONSISTENT, f"views agree: error {error:.3g}, border {BORDER:.3g}"
-    return INCONSISTENT, f"views do not agree: error {error:.3g}, border {BORDER:.3g}"
+        return CONSISTENT, f"views agree: error {error:.3g}, threshold {BORDER:.3g}"
+    return INCONSISTENT, f"views do not agree: error {error:.3g}, threshold {BORDER:.3g}"
 
 
 def _mean(values) -> float:
-    """Of those that are finite; NaN where there are none."""
+    """Mean of the finite values; NaN if there are none."""
     finite = [v for v in values if math.isfinite(v)]
     return sum(finite) / len(finite) if finite else math.nan

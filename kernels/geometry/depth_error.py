@@ -1,4 +1,4 @@
-"""Do the depth maps of two views tell of one surface?"""
+"""Relative depth error between two views, with occlusion masking; VideoGPA's MVCS (arXiv 2601.23286)."""
 
 import math
 
@@ -8,24 +8,27 @@ from torch.nn import functional as F
 
 from .cameras import EPSILON, pixel_transform, warp
 
+# Relative errors are truncated here.
 TRUNCATION = 0.2
-# A point this share behind the surface that the other view sees is hidden by it and tells nothing.
+# A point farther behind the other view's surface than this share of that surface's depth is occluded and not measured.
 OCCLUSION = 0.05
 
 
 def sample(values: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """values [C, H, W] at pixel coordinates u, v [h, w] -> [C, h, w], bilinear, zero outside the picture."""
+    """Bilinear samples [C, h, w] of values [C, H, W] at pixel coordinates u, v [h, w], zero-padded."""
     grid = torch.stack([u * (2 / max(values.shape[2] - 1, 1)) - 1, v * (2 / max(values.shape[1] - 1, 1)) - 1], dim=-1)
     return F.grid_sample(values[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=True)[0]
 
 
 def relative_error(depth: Tensor, K: Tensor, world_to_camera: Tensor, source: int, target: int, step: int = 1) -> Tensor:
-    """min(|D(u') - z'| / z', 0.2) for every step-th pixel of view `source`: z' its depth in `target`, D that view's own.
+    """Relative depth error min(|D(u') - z'| / z', 0.2) of every step-th pixel of view `source`, warped into view `target`.
 
-    [ceil(H / step), ceil(W / step)], NaN where nothing can be said: the pixel has no depth, it leaves the target's
-    picture, or it is hidden there. Hidden is what lies more than 5% behind the surface: z' > 1.05 D. A surface that only
-    one view believes in still counts, since it stands in front of the other's when the pair is looked at from the other
-    side; so use both directions.
+    u' is the pixel's position and z' its depth in the target; D is the target's depth map. depth: [S, H, W], NaN for pixels
+    without depth; K: [S, 3, 3]; world_to_camera: [S, 4, 4].
+
+    Returns [ceil(H / step), ceil(W / step)], NaN where the pixel has no depth, falls outside the target's image, or is
+    occluded there, that is more than 5% behind the surface: z' > 1.05 D. A surface in only one of the two depth maps may be
+    masked as occluded in one direction but is measured in the other, so compute both directions.
     """
     h, w = depth.shape[1:]
     A, b = pixel_transform(K, world_to_camera, source, target)
@@ -33,7 +36,7 @@ def relative_error(depth: Tensor, K: Tensor, world_to_camera: Tensor, source: in
     x, y, z = warp(depth[source, ::step, ::step], A, b)
     nonzero = z + EPSILON
     u, v = x.div_(nonzero), y.div_(nonzero)
-    # Half a thousandth of a pixel, lest a pixel at the border is lost to rounding.
+    # A tolerance of 5e-4 pixels, so that pixels at the border are not lost to rounding.
     seen = (z > 0) & (u >= -5e-4) & (u <= w - 1 + 5e-4) & (v >= -5e-4) & (v <= h - 1 + 5e-4)
     there = sample(depth[target][None], u.masked_fill_(~seen, 0).clamp_(0, w - 1), v.masked_fill_(~seen, 0).clamp_(0, h - 1))[
         0
@@ -43,7 +46,7 @@ def relative_error(depth: Tensor, K: Tensor, world_to_camera: Tensor, source: in
 
 
 def neighbour_errors(depth: Tensor, K: Tensor, world_to_camera: Tensor, step: int = 1) -> Tensor:
-    """relative_error of every view to the one before and the one after it, their mean [S, ...], NaN where neither tells."""
+    """Mean of each view's relative_error to the previous and to the next view, [S, ...]; NaN where both are NaN."""
     s = len(depth)
     maps = []
     for i in range(s):
@@ -53,10 +56,10 @@ def neighbour_errors(depth: Tensor, K: Tensor, world_to_camera: Tensor, step: in
 
 
 def mvcs(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> float:
-    """VideoGPA's multi-view consistency score as published: exp(-mean over neighbours of mean (D_{i+1}(u') - z')^2).
+    """VideoGPA's multi-view consistency score (MVCS) as published: exp(-mean over neighbours of mean (D_{i+1}(u') - z')^2).
 
-    0 to 1, higher is better, 0 where no pixel lands in the next view; in the geometry's unit squared, so that it changes
-    with the scene's scale. depth: [S, H, W], all finite.
+    Returns 0 to 1, higher is better; 0 if no pixel lands in the next view. The exponent is in squared units of depth, so
+    the score depends on the scene's scale. depth: [S, H, W], all finite; K: [S, 3, 3]; world_to_camera: [S, 4, 4].
     """
     h, w = depth.shape[1:]
     errors = []

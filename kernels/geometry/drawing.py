@@ -1,4 +1,4 @@
-"""Pictures of tracks: their errors spread over the frames, and where they are against where a rigid scene has them."""
+"""Visualisation of point tracks: error maps by Gaussian splatting, and dots with lines to the expected positions."""
 
 import math
 
@@ -8,14 +8,15 @@ from torch.nn import functional as F
 
 from ..colours import EXPECTED_POSITION, track_colour
 
-# Tracks are a cell apart: a share of the shorter side over which each speaks for its surroundings.
+# Radius (sigma) over which one track's error is spread, as a share of the shorter side; tracks are about a cell apart.
 REACH = 1 / 16
 
 
 def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Errors of tracks over whole frames, [K, H, W] float32, NaN where no track is near.
+    """Spread the errors of tracks over whole frames: Gaussian-weighted mean error, [K, H, W] float32, NaN far from tracks.
 
-    at: [K, N, 2] pixels; error: [K, N], sums over the observations that weight [K, N] counts.
+    at: [K, N, 2] pixels (x, y); error: [K, N], summed over observations; weight: [K, N], number of observations in each sum;
+    size: (H, W).
     """
     keys, (height, width) = len(at), size
     step = max(1, min(size) // 48)
@@ -35,16 +36,17 @@ def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int])
 
 
 def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float) -> Tensor:
-    """Frames [K, H, W, 3] with every track as a dot, green to red by its error, on a line to where it should be (yellow).
+    """Draw each track as a dot, green to red by its error, with a yellow line to its expected position.
 
-    at, expected: [K, N, 2] pixels; visible: bool [K, N]; error: [K, N], red from `worst` on.
+    frames: [K, H, W, 3] in [0, 1], dimmed to 70%; at, expected: [K, N, 2] pixels (x, y); visible: bool [K, N]; error:
+    [K, N]; worst: the error from which dots are fully red. Returns [K, H, W, 3] on the CPU.
     """
     out = 0.7 * frames.cpu()
     keys, height, width, _ = out.shape
     big = max(1, round(min(height, width) / 240))
     k, n = visible.nonzero().unbind(1)
     a, b = at[k, n], expected[k, n]
-    # An expected place outside the picture would draw its line along the rim.
+    # No line to distant expected positions: those outside the image would be clamped to a line along its border.
     b = torch.where(((b - a).norm(dim=1) < 0.1 * min(height, width))[:, None], b, a)
     share = (error[k, n] / worst).clamp(0, 1).float()
     for s in torch.linspace(0, 1, 12):
@@ -63,7 +65,7 @@ def _dot(out: Tensor, k: Tensor, at: Tensor, colour: Tensor, side: int) -> None:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian of [A, K, H, W], nothing outside."""
+    """Gaussian blur of [A, K, H, W] with an unnormalised kernel, zero-padded; sigma: pixels."""
     reach = max(1, round(3 * sigma))
     kernel = (-torch.arange(-reach, reach + 1, dtype=x.dtype).square() / (2 * max(sigma, 0.3) ** 2)).exp()
     flat = x.flatten(0, 1)[:, None]
