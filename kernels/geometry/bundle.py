@@ -177,7 +177,7 @@ def _normal_equations(scene: Scene, seen: Tensor, visible: Tensor, scale: float,
 
 
 def _linear(scene: Scene, seen: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Residuals [F, N, 2], Jacobians with respect to the point in camera i [F, N, 2, 3], square roots of the weights [F, N]."""
+    """Residuals [F, N, 2], Jacobians with respect to the point in camera i [F, N, 2, 3], square roots of weights [F, N]."""
     p = _in_camera(scene)
     # At z <= NEAREST the projection has no useful gradient, so the observation gets weight 0 in this iteration.
     ahead = p[..., 2] > NEAREST

@@ -1,4 +1,4 @@
-"""Visualisation of point tracks: error maps by Gaussian splatting, and dots with lines to the expected positions."""
+"""Visualisation of point tracks: Gaussian-smoothed error maps, and dots with lines to the expected positions."""
 
 import math
 

@@ -1,7 +1,7 @@
-"""LPIPS with VGG16 (Zhang et al. 2018, weights v0.1), from a file that the user has; nothing is downloaded.
+"""LPIPS with VGG16 (Zhang et al. 2018, weights v0.1), loaded from local files; nothing is downloaded.
 
-A file may hold the state dict of the lpips package (`net.slice1.0.weight` ... and `lin0.model.1.weight` ...), or torchvision's
-VGG16 (`features.0.weight` ...) together with the heads; trunk and heads may also come in two files.
+Supported layouts: the state dict of the lpips package (`net.slice1.0.weight` ... and `lin0.model.1.weight` ...), or
+torchvision's VGG16 (`features.0.weight` ...) and the linear heads. Convolutions and heads may be in one file or two.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from ..files.header import describe_foreign
 from .record import GeometryError
 
-# Positions of VGG16's convolutions in torchvision's `features`; a stage ends where LPIPS looks: relu1_2, 2_2, 3_3, 4_3, 5_3.
+# Indices of VGG16's convolutions in torchvision's `features`; each stage ends at a layer whose output LPIPS compares:
+# relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -26,20 +27,24 @@ EPSILON = 1e-10
 
 @dataclass(frozen=True)
 class Lpips:
-    """convolutions: for each stage the (weight, bias) of its layers; heads: for each stage its channels' weights [C]."""
+    """LPIPS-VGG as a callable. convolutions: (weight, bias) of the layers of each stage; heads: channel weights [C] of each
+    stage."""
 
     convolutions: list[list[tuple[Tensor, Tensor]]]
     heads: list[Tensor]
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Images [N, H, W, 3] in [0, 1], twice -> distance [N]; at least 16 pixels a side. One pair at a time for memory."""
+        """LPIPS distances [N], 0 or more, lower is more similar, of image pairs a, b: [N, H, W, 3] in [0, 1].
+
+        Pairs are processed one at a time to save memory. Raises GeometryError for images smaller than 16x16.
+        """
         if min(a.shape[1:3]) < 16:
             raise GeometryError(f"LPIPS: images of {a.shape[2]}x{a.shape[1]} pixels; expected at least 16x16")
         return torch.stack([self._distance(torch.stack(pair)) for pair in zip(a, b, strict=True)])
 
     def to(self, device: torch.device | str) -> "Lpips":
-        """The same on another device."""
+        """A copy on `device`."""
         stages = [[(w.to(device), c.to(device)) for w, c in stage] for stage in self.convolutions]
         return Lpips(stages, [h.to(device) for h in self.heads])
 
@@ -61,9 +66,10 @@ class Lpips:
 
 
 def load_lpips(*paths: str | Path) -> Lpips:
-    """LPIPS-VGG from one or two local files (.safetensors, .pth, .pt), see the module's docstring for the layouts.
+    """Load LPIPS-VGG from one or two local files (.safetensors, .pth, .pt) in a layout of the module's docstring.
 
-    Raises FileNotFoundError, and GeometryError for files that cannot be read safely or lack a part, naming it.
+    Raises FileNotFoundError for a missing file, and GeometryError, naming file and tensors, for a file that cannot be read
+    safely, for missing tensors and for wrong shapes.
     """
     state: dict[str, Tensor] = {}
     for path in paths:
@@ -72,7 +78,10 @@ def load_lpips(*paths: str | Path) -> Lpips:
 
 
 def from_state(state: dict[str, Tensor], source: str) -> Lpips:
-    """LPIPS-VGG from a state dict in one of the known layouts. Raises GeometryError, naming what is missing."""
+    """LPIPS-VGG from a state dict in a layout of the module's docstring. source: its name in error messages.
+
+    Raises GeometryError, naming the tensors, if tensors are missing or have a wrong shape.
+    """
     lists = any(name.startswith("net.slice") for name in state)
     missing: list[str] = []
 
@@ -114,7 +123,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as e:
         raise GeometryError(f"{path}: {describe_foreign(path)} ({e}); expected LPIPS weights") from e
-    # torch.load reports a bad file by whatever its parts raise.
+    # torch.load raises many exception types for a bad file.
     except Exception as e:
         first = str(e).splitlines()[0] if str(e) else ""
         raise GeometryError(
@@ -123,5 +132,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise GeometryError(f"{path}: holds {type(state).__name__}, not a state dict of tensors; expected LPIPS weights")
+        raise GeometryError(f"{path}: contains {type(state).__name__}, not a state dict of tensors; expected LPIPS weights")
     return state

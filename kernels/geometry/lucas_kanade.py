@@ -1,4 +1,4 @@
-"""Pyramidal Lucas-Kanade: where points of one picture are in another (Lucas and Kanade 1981; pyramid as Bouguet 2001)."""
+"""Pyramidal Lucas-Kanade optical flow of points (Lucas and Kanade 1981; pyramids after Bouguet 2001)."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,14 @@ from .corners import gradients
 RADIUS = 7
 LEVELS = 4
 ITERATIONS = 12
-# A step below this many pixels of its level ends a point's search.
+# A point has converged when its step is at most this many pixels of the pyramid level.
 STEP = 0.02
 
 
 def pyramid(image: Tensor, levels: int = LEVELS) -> list[Tensor]:
-    """[1, 1, H, W] grey levels -> that, then halves of it, smoothed before each halving; none below 16 pixels."""
+    """Gaussian pyramid: the image [1, 1, H, W] and up to `levels` - 1 halvings, each smoothed first. No side below 16 pixels
+    after halving.
+    """
     kernel = image.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     out = [image]
     while len(out) < levels and min(out[-1].shape[-2:]) >= 32:
@@ -24,18 +26,18 @@ def pyramid(image: Tensor, levels: int = LEVELS) -> list[Tensor]:
 
 
 def sample(image: Tensor, at: Tensor) -> Tensor:
-    """Bilinear values [C, N, P] of image [1, C, H, W] at pixels [N, P, 2] (x, y); the rim is repeated outside."""
+    """Bilinear samples [C, N, P] of image [1, C, H, W] at pixels [N, P, 2] (x, y), with border padding."""
     h, w = image.shape[-2:]
     scale = at.new_tensor([2.0 / (w - 1), 2.0 / (h - 1)])
     return F.grid_sample(image, (at * scale - 1)[None], mode="bilinear", padding_mode="border", align_corners=True)[0]
 
 
 def track(first: list[Tensor], second: list[Tensor], points: Tensor, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Where points of one picture are in the next, [N, 2] pixels, and what is left of the windows' difference [N].
+    """Track points from one image to the next. Returns their positions [N, 2], pixels, and the residuals [N].
 
-    first, second: pyramids; points: [N, 2] pixels (x, y) of the first; guess: where they may be, [N, 2] (None: where they
-    were). The difference is the mean absolute one over the window, in grey levels. Windows without texture stay where they
-    are guessed to be.
+    first, second: pyramids of the two images; points: [N, 2] pixels (x, y) in the first; guess: initial positions in the
+    second, [N, 2] (None: the same as in the first). The residual is the mean absolute difference over the window, grey
+    levels. Points in windows without texture stay at their initial positions.
     """
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=points.dtype, device=points.device)
     window = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1).view(1, -1, 2)
@@ -58,7 +60,7 @@ def _track_level(first: Tensor, second: Tensor, points: Tensor, moved: Tensor, w
         difference = template[going] - sample(second, at[going] + moved[going, None])[0]
         p, q = (difference * gx[going]).sum(1), (difference * gy[going]).sum(1)
         det, a_, b_, c_ = determinant[going], a[going], b[going], c[going]
-        # A step longer than the window has left what the gradients know.
+        # The linearisation is valid only within the window, so steps are clamped to its radius.
         step = torch.stack([c_ * p - b_ * q, a_ * q - b_ * p], dim=1).div_(det[:, None]).clamp_(-RADIUS, RADIUS)
         moved[going] += step
         going = going[step.abs().amax(1) > STEP]

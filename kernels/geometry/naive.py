@@ -1,7 +1,7 @@
-"""VideoGPA's splat and scores by their plain formulas (arXiv 2601.23286 and its release): what fast paths are held to.
+"""VideoGPA's splat and scores (arXiv 2601.23286 and its release): slow reference implementation for tests.
 
-The released splat writes all points of a view at once with repeated indices, so that chance decides where several fall
-into one pixel. Here they are written one by one from far to near, which is what was meant.
+The released splat writes all points of a view at once with repeated indices, so that the result is undefined where several
+points fall into one pixel. Here points are written one by one from far to near, as intended.
 """
 
 import math
@@ -13,7 +13,7 @@ EPSILON = 1e-8
 
 
 def unproject(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
-    """X = R^T (D K^-1 (u, v, 1) - t) for depth [S, H, W] -> points in the world [S, H, W, 3]."""
+    """Unproject depth [S, H, W] to world points [S, H, W, 3]: X = R^T (D K^-1 (u, v, 1) - t)."""
     s, h, w = depth.shape
     v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).to(depth).view(1, h * w, 3)
@@ -23,17 +23,17 @@ def unproject(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
 
 
 def project(points: Tensor, K: Tensor, world_to_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, y, z) = K (R X + t), u = x / (z + 1e-8), v = y / (z + 1e-8) for points [N, 3]."""
+    """Project points [N, 3] to u, v, z, each [N]: (x, y, z) = K (R X + t), u = x / (z + 1e-8), v = y / (z + 1e-8)."""
     pose = world_to_camera.to(points)
     x, y, z = ((points @ pose[:3, :3].t() + pose[:3, 3]) @ K.to(points).t()).unbind(-1)
     return x / (z + EPSILON), y / (z + EPSILON), z
 
 
 def render(points: Tensor, colours: Tensor, K: Tensor, world_to_camera: Tensor, size: tuple[int, int]) -> Tensor:
-    """Points [N, 3] with colours [N, 3] in [0, 1], drawn in painter's order on black -> [H, W, 3] in [0, 1].
+    """Render points [N, 3] with colours [N, 3] in [0, 1] by the painter's algorithm on black: [H, W, 3] in [0, 1].
 
-    u, v are rounded half to even; a point counts if 0 <= u < W, 0 <= v < H and z > 0; colours are cut down to 8 bits. Of
-    points at the same depth the first one stays.
+    u, v are rounded half to even; a point is drawn if 0 <= u < W, 0 <= v < H and z > 0; colours are truncated to 8 bits. Of
+    points at the same depth, the first one is visible.
     """
     h, w = size
     canvas = torch.zeros(h, w, 3, dtype=torch.uint8)
@@ -48,23 +48,26 @@ def render(points: Tensor, colours: Tensor, K: Tensor, world_to_camera: Tensor, 
 
 
 def reproject(images: Tensor, depth: Tensor, K: Tensor, world_to_camera: Tensor) -> Tensor:
-    """All views' points, the target's own among them, drawn into every view -> [S, H, W, 3]."""
+    """Render the points of all views, including the target's own, into every view: [S, H, W, 3]."""
     points = unproject(depth, K, world_to_camera).reshape(-1, 3)
     colours = images.reshape(-1, 3)
     return torch.stack([render(points, colours, K[t], world_to_camera[t], depth.shape[1:]) for t in range(len(depth))])
 
 
 def score_3dcs(images: Tensor, depth: Tensor, K: Tensor, world_to_camera: Tensor, lpips) -> tuple[float, float]:
-    """(MSE + LPIPS, MSE) of the reprojected frames over all pixels; lpips: (images, images) [S, H, W, 3] -> [S]."""
+    """3DCS and MSE of the reprojected frames over all pixels: (MSE + LPIPS, MSE).
+
+    lpips: (images, images) [S, H, W, 3] -> [S].
+    """
     drawn = reproject(images, depth, K, world_to_camera)
     mse = float((drawn - images).square().mean())
     return mse + float(lpips(drawn, images).mean()), mse
 
 
 def mvcs(depth: Tensor, K: Tensor, world_to_camera: Tensor) -> float:
-    """exp(-mean over neighbours of mean (D_{i+1}(u') - z')^2), pixel by pixel; 0 where no pixel lands in the next view.
+    """MVCS: exp(-mean over neighbours of mean (D_{i+1}(u') - z')^2), pixel by pixel; 0 if no pixel lands in the next view.
 
-    D is sampled bilinearly, and as zero outside the pixel centres; a pixel counts if 0 <= u' < W, 0 <= v' < H, z' > 0.
+    D is sampled bilinearly, zero-padded; a pixel counts if 0 <= u' < W, 0 <= v' < H, z' > 0.
     """
     s, h, w = depth.shape
     points = unproject(depth, K, world_to_camera)
