@@ -35,7 +35,7 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS distances [N], 0 or more, lower is more similar, of image pairs a, b: [N, H, W, 3] in [0, 1].
+        """LPIPS distances [N], lower is more similar, of image pairs a, b: [N, H, W, 3] in [0, 1].
 
         Pairs are processed one at a time to save memory. Raises GeometryError for images smaller than 16x16.
         """

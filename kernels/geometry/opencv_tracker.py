@@ -1,4 +1,4 @@
-"""Lucas-Kanade by OpenCV, where it is installed: the same algorithm as lucas_kanade's, several times faster on a CPU."""
+"""Pyramidal Lucas-Kanade by OpenCV (optional): the algorithm of lucas_kanade.py, several times as fast on a CPU."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from . import lucas_kanade
 
 
 class OpenCVTracker:
-    """Tracks on key frames [K, H, W] of grey levels; see point_tracks."""
+    """Tracker on key frames [K, H, W], grey levels 0 to 255, on the CPU; for the arguments of a call see point_tracks.py."""
 
     def __init__(self, grey: Tensor):
         side = 2 * lucas_kanade.RADIUS + 1

@@ -1,4 +1,4 @@
-"""Pixel by pixel difference of two pictures: squared error and structural dissimilarity."""
+"""Per-pixel image differences: squared error and DSSIM (SSIM: Wang et al. 2004)."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """[3, ...] in [0, 1], twice -> [...], mean over the channels."""
+    """Squared error, mean over the channels. a, b: [3, ...] in [0, 1]; returns [...]."""
     return (a - b).square_().mean(dim=0)
 
 
 def luminance(x: Tensor) -> Tensor:
-    """[3, ...] -> [...], the weights of Rec. 601."""
+    """Luma of RGB [3, ...] by the Rec. 601 weights: [...]."""
     return (x[0] * 0.299).add_(x[1], alpha=0.587).add_(x[2], alpha=0.114)
 
 
 def dssim(a: Tensor, b: Tensor) -> Tensor:
-    """(1 - SSIM) / 2 pixel by pixel (Wang et al. 2004), 0 to 1. a, b: [N, H, W] in [0, 1].
+    """Structural dissimilarity (1 - SSIM) / 2 per pixel, [N, H, W], 0 to 1. a, b: [N, H, W] in [0, 1].
 
-    Gaussian window of 11 pixels and sigma 1.5, normalised at the border by what of it lies in the picture.
+    The window is a Gaussian of 11 pixels and sigma 1.5, renormalised at the border to its part inside the image.
     """
     stack = torch.stack([a, b, a * a + b * b, a * b], dim=1)
     mean_a, mean_b, squares, product = _blur(stack).unbind(1)
@@ -30,16 +30,16 @@ def dssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gaussian(like: Tensor) -> Tensor:
-    """The window's weights [11], of sum 1."""
+    """Weights [11] of the SSIM window, with sum 1 and the dtype and device of `like`."""
     at = torch.arange(WINDOW, dtype=like.dtype, device=like.device) - WINDOW // 2
     weights = (-at.square() / (2 * SIGMA**2)).exp()
     return weights / weights.sum()
 
 
 def _blur(x: Tensor) -> Tensor:
-    """[..., H, W], column by column and row by row; a window that leaves the picture is renormalised.
+    """Separable Gaussian blur of [N, C, H, W], renormalised at the border.
 
-    Eleven shifted sums an axis: on a CPU several times as fast as a convolution of one channel.
+    Eleven shifted sums per axis are several times as fast as a one-channel convolution on a CPU.
     """
     weights = gaussian(x).tolist()
     for axis in (-1, -2):

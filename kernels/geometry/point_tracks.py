@@ -1,8 +1,10 @@
-"""Points followed through a clip: new corners where the picture has none, each kept until it leaves or is lost.
+"""Point tracking through a clip with the forward-backward check (Kalal et al. 2010).
 
-A step goes from key frame to key frame with the velocity of the last one as a first guess, and back again: what does not
-return to where it came from is lost (Kalal et al. 2010). A tracker is (i, j, points [N, 2], guess [N, 2], levels) ->
-(points in key frame j [N, 2], what is left of the windows' difference [N], grey levels): TorchTracker, or OpenCV's.
+Points are tracked from key frame to key frame, starting from a constant-velocity prediction, and back; a point that does
+not return to its start is lost. Corners are added in cells without tracks; a track ends when it leaves the image or is lost.
+
+A tracker (TorchTracker or OpenCVTracker) is a callable (i, j, points [N, 2], guess [N, 2], levels) -> (positions in key
+frame j [N, 2], residuals of the windows [N] in grey levels). It tracks from key frame i to j on `levels` pyramid levels.
 """
 
 from collections.abc import Callable
@@ -14,20 +16,27 @@ from torch import Tensor
 from . import lucas_kanade
 from .corners import find_corners
 
-# One corner a cell: a share of the shorter side, and least pixels.
+# Cells of the corner grid along the shorter side, and the minimum side of a cell in pixels.
 CELLS, LEAST_CELL = 18, 8
+# Width of the margin without tracks, pixels.
 BORDER = 8
+# Corners are added every REFILL key frames.
 REFILL = 2
+# A track is lost from this forward-backward error in pixels, or from this residual in grey levels.
 RETURN = 0.5
 DIFFERENCE = 25.0
+# Pyramid levels of the backward pass.
 BACK_LEVELS = 2
 
 
 @dataclass(frozen=True)
 class PointTracks:
-    """positions [K, N, 2]: pixels (x, y), 0 where not visible; visible: bool [K, N]; lost, alive: [K - 1] counts of tracks
-    that were lost in a step though still in the picture, and of those that were not or were; ended: bool [K, N], where a
-    track was lost after this key frame."""
+    """N tracks over K key frames.
+
+    positions: [K, N, 2] pixels (x, y), 0 where not visible; visible: bool [K, N]; alive: [K - 1], number of tracks whose new
+    position in a step is inside the image; lost: [K - 1], number of those that were lost; ended: bool [K, N], True at the last
+    key frame before a track was lost inside the image.
+    """
 
     positions: Tensor
     visible: Tensor
@@ -36,12 +45,12 @@ class PointTracks:
     ended: Tensor
 
     def select(self, which: Tensor) -> "PointTracks":
-        """The tracks of a mask or list of indices."""
+        """The tracks given by a mask or indices; `lost` and `alive` still count all tracks."""
         return PointTracks(self.positions[:, which], self.visible[:, which], self.lost, self.alive, self.ended[:, which])
 
 
 class TorchTracker:
-    """Lucas-Kanade in torch on key frames [K, H, W] of grey levels; pyramids are made once."""
+    """Lucas-Kanade tracker in torch on key frames [K, H, W], grey levels 0 to 255. Pyramids are computed once."""
 
     def __init__(self, grey: Tensor):
         self.pyramids = [lucas_kanade.pyramid(g[None, None]) for g in grey]
@@ -51,7 +60,11 @@ class TorchTracker:
 
 
 def follow(grey: Tensor, tracker, progress: Callable[[float], None] | None = None) -> PointTracks:
-    """Tracks through key frames [K, H, W], grey levels 0 to 255. progress: called with the share done after each step."""
+    """Track corners through all key frames.
+
+    grey: [K, H, W], grey levels 0 to 255; tracker: see the module's docstring; progress: called with the share done, 0 to 1,
+    after each step.
+    """
     count, height, width = grey.shape
     cell = max(LEAST_CELL, min(height, width) // CELLS)
     limit = grey.new_tensor([width - 1 - BORDER, height - 1 - BORDER])
@@ -59,7 +72,7 @@ def follow(grey: Tensor, tracker, progress: Callable[[float], None] | None = Non
     visible = torch.zeros(count, 0, dtype=torch.bool, device=grey.device)
     ended, velocity, lost, alive = visible, grey.new_zeros(0, 2), [], []
     for k in range(count - 1):
-        # A corner found late could not be seen three times.
+        # No corners in the last two key frames: they could not be visible in three.
         if k % REFILL == 0 and k < max(1, count - 2):
             new = find_corners(grey[k], cell, BORDER, positions[k, visible[k]])
             positions = torch.cat([positions, grey.new_zeros(count, len(new), 2)], dim=1)

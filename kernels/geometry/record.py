@@ -1,7 +1,7 @@
-"""What a geometry scorer says of one clip: one record, with units, a verdict and the scorer's version.
+"""Geometry records: the result of a geometry scorer for one clip, with verdict, measurements and the scorer's version.
 
-Both scorers (tracks.score_clip without weights, dense.score_views from depth and poses) give this record, and nodes,
-trainers and preference records carry it as JSON.
+Both scorers return this record: tracks.score_clip (no network) and dense.score_views (from depth and poses). Nodes, trainers
+and preference records store it as JSON.
 """
 
 import json
@@ -11,44 +11,44 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor
 
 TRACKS, DENSE = "tracks", "dense"
-# Raised whenever a scorer gives other numbers for the same clip: scores of different versions are not compared.
+# Increment when a scorer's numbers change for the same clip. Scores of different versions are not comparable.
 VERSIONS = {TRACKS: 1, DENSE: 1}
 
 CONSISTENT, INCONSISTENT, UNDETERMINED = "consistent", "inconsistent", "undetermined"
 
-# Every measurement that a record may hold, with its unit. Pixels are those of a picture of 480 lines.
+# All possible measurements of a record with their units. Pixels refer to an image scaled to 480 lines.
 UNITS = {
-    "error": "the figure clips are compared by, lower is better: residual, and 3 px for each lost track, over parallax "
-    "(tracks); photometric error over motion (dense); infinite where the dense verdict is undetermined",
-    "residual": "px at 480 lines: mean truncated distance of tracks from the rigid scene that explains them best",
-    "worst_residual": "px at 480 lines: the same in the worst region of the picture",
-    "parallax": "px at 480 lines: mean truncated displacement that no rotation and zoom of the camera explains",
+    "error": "value by which clips are compared, lower is better: (residual + 3 px * lost) / parallax (tracks); photometric "
+    "error normalised by camera translation, infinite if the verdict is undetermined (dense)",
+    "residual": "px at 480 lines: mean truncated distance of tracks from the best-fitting rigid scene",
+    "worst_residual": "px at 480 lines: mean error of the tracks in the worst region of the image",
+    "parallax": "px at 480 lines: mean truncated displacement that camera rotation and zoom do not explain",
     "sampson": "px at 480 lines: mean truncated Sampson distance between neighbouring key frames",
-    "motion": "% of the picture's diagonal that tracks move from key frame to key frame, median",
-    "lost": "share of tracks lost from key frame to key frame though they stay in the picture, 0 to 1",
+    "motion": "% of the image diagonal: median displacement of tracks between neighbouring key frames",
+    "lost": "share of tracks lost between neighbouring key frames while inside the image, 0 to 1",
     "tracks": "number of tracks",
-    "mse": "mean squared error of colours in [0, 1]: other views' points against the frame where they land",
-    "dssim": "(1 - SSIM) / 2 of the same, 0 to 1",
-    "lpips": "LPIPS (VGG) of frames drawn from all views' points, their own among them",
+    "mse": "mean squared error of colours in [0, 1]: points of other views against the frame where they land",
+    "dssim": "(1 - SSIM) / 2 of the same comparison, 0 to 1",
+    "lpips": "LPIPS (VGG) of frames rendered from the points of all views, including their own",
     "3dcs": "VideoGPA's score as published, lower is better: MSE + LPIPS",
     "mvcs": "VideoGPA's multi-view consistency score as published, 0 to 1, higher is better; changes with the scene's unit",
-    "depth_error": "relative depth error between views, truncated at 0.2, over pixels that both see",
-    "coverage": "share of pixels that other views' points reach, 0 to 1",
-    "translation": "largest distance between two cameras over the median depth",
-    "rotation": "degrees between neighbouring views, mean",
-    "field_of_view_change": "degrees between the widest and the narrowest view",
+    "depth_error": "mean relative depth error between neighbouring views, truncated at 0.2, over pixels visible in both",
+    "coverage": "share of pixels that points of other views reach, 0 to 1",
+    "translation": "largest distance between two cameras divided by the median depth",
+    "rotation": "degrees: mean camera rotation between neighbouring views",
+    "field_of_view_change": "degrees: largest minus smallest horizontal field of view",
 }
 
 
 @dataclass(frozen=True)
 class GeometryRecord:
-    """One clip's result.
+    """Result of a geometry scorer for one clip.
 
-    scorer: TRACKS or DENSE; version: of that scorer; score: 0 to 1, higher is better: see score_of; verdict: CONSISTENT,
-    INCONSISTENT or UNDETERMINED; reason: one sentence on the verdict; measurements: name -> value, names and units in UNITS;
-    frames: of the clip; frame_indices: the frames that were measured; frame_errors: one for each of these, in the unit of
-    `residual` (tracks) or of mse + dssim (dense); cuts: first frames of new shots; notes: what a reader should know (a file
-    that was not there, a backend, ...).
+    scorer: TRACKS or DENSE; version: the scorer's version; score: 0 to 1, higher is better, see score_of; verdict: CONSISTENT,
+    INCONSISTENT or UNDETERMINED; reason: one sentence that explains the verdict; measurements: name -> value, for names and
+    units see UNITS; frames: number of frames of the clip; frame_indices: indices of the measured frames; frame_errors: one
+    error per measured frame, in the unit of `residual` (tracks) or of mse + dssim (dense); cuts: indices of the first frames
+    of new shots; notes: remarks for the user (the backend used, excluded pixels, missing weights, ...).
     """
 
     scorer: str
@@ -64,7 +64,7 @@ class GeometryRecord:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
-        """A plain object; figures that do not exist are null."""
+        """The record as a JSON-compatible dict; measurements and errors that are not finite become None (null)."""
         plain = asdict(self)
         plain["measurements"] = {k: _finite(v) for k, v in self.measurements.items()}
         plain["frame_errors"] = [_finite(v) for v in self.frame_errors]
@@ -72,7 +72,7 @@ class GeometryRecord:
 
     @classmethod
     def from_json(cls, plain: dict) -> "GeometryRecord":
-        """What to_json gave. Raises TypeError or ValueError for anything else."""
+        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError or ValueError for a dict of another form."""
         plain = dict(plain)
         plain["measurements"] = {k: _number(v) for k, v in plain["measurements"].items()}
         plain["frame_errors"] = [_number(v) for v in plain["frame_errors"]]
@@ -80,12 +80,12 @@ class GeometryRecord:
 
     @property
     def error(self) -> float:
-        """The figure clips are compared by, lower is better; infinite where there is none."""
+        """The measurement "error", by which clips are compared; lower is better, infinite if missing or not finite."""
         value = self.measurements.get("error", math.inf)
         return value if math.isfinite(value) else math.inf
 
     def text(self) -> str:
-        """A few lines for people."""
+        """Human-readable summary: verdict, score and reason; the finite measurements; the notes."""
         figures = ", ".join(f"{k} {v:.4g}" for k, v in self.measurements.items() if math.isfinite(v))
         lines = [f"{self.verdict}, score {self.score:.3f}: {self.reason}", figures, *self.notes]
         return "\n".join(line for line in lines if line)
@@ -96,11 +96,10 @@ class GeometryRecord:
 
 @dataclass(frozen=True)
 class Scored:
-    """A record with its pictures, one for each of record.frame_indices.
+    """A record with one error map and one preview for each of record.frame_indices.
 
-    error_map: [F, H, W] float32, the record's frame_errors pixel by pixel, NaN where nothing was measured; preview:
-    [F, H, W, 3] in [0, 1], the frames as the scorer explains them (reprojected points, or tracks with where they should
-    be).
+    error_map: [F, H, W] float32, errors per pixel in the unit of the record's frame_errors, NaN where nothing was measured;
+    preview: [F, H, W, 3] in [0, 1], reprojected points (dense) or tracks with their expected positions (tracks).
     """
 
     record: GeometryRecord
@@ -109,12 +108,15 @@ class Scored:
 
 
 class GeometryError(ValueError):
-    """A clip or its geometry cannot be scored; the message says what was found, what was expected and what to do."""
+    """Raised if a clip or its geometry cannot be scored. The message names what was found, what was expected and the remedy."""
 
 
 def score_of(verdict: str, error: float, border: float) -> float:
-    """0 to 1, higher is better: consistent clips above 0.5, inconsistent ones up to 0.5, by error (lower is better) within
-    each; undetermined ones 0. border: an error that is neither good nor bad."""
+    """Score from verdict and error, 0 to 1, higher is better.
+
+    With h = 0.5 * border / (border + error): 0.5 + h for consistent clips, h for inconsistent ones, 0 for undetermined ones; h
+    is 0 if the error is not finite. border: decision threshold of the error, in the same unit.
+    """
     if verdict == UNDETERMINED:
         return 0.0
     half = 0.5 * border / (border + error) if math.isfinite(error) else 0.0
