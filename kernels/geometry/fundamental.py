@@ -1,6 +1,6 @@
-"""Fundamental matrices: the normalised 8-point algorithm (Hartley 1997), RANSAC over a batch of pairs, Sampson distances.
+"""Fundamental matrices: normalised 8-point algorithm (Hartley 1997), batched RANSAC with the MSAC cost, Sampson distance.
 
-Everything takes a batch of picture pairs with as many points each, and weights or a mask for those that count.
+All functions take a batch of image pairs, padded to the same number of points; `fit` takes weights, `ransac` a mask.
 """
 
 import torch
@@ -10,9 +10,10 @@ SAMPLES = 8
 
 
 def fit(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Least squares F [..., 3, 3] of rank 2 with b^T F a = 0. a, b: [..., N, 2] pixels; weights: [..., N], 0 to leave out.
+    """Least-squares fundamental matrix of rank 2 with b^T F a = 0. Returns F [..., 3, 3] with Frobenius norm 1.
 
-    With fewer than eight points that count the result means nothing; it is finite all the same.
+    a, b: [..., N, 2] pixels; weights: [..., N], 0 to exclude a point. With fewer than eight points of nonzero weight the
+    result is finite but meaningless.
     """
     pa, ta = _normalise(a, weights)
     pb, tb = _normalise(b, weights)
@@ -28,7 +29,10 @@ def fit(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 def sampson(F: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Sampson distance [..., N] in pixels: the first-order distance of (a, b) to the nearest pair with b^T F a = 0."""
+    """Sampson distances [..., N] in pixels: first-order distance of (a, b) to the nearest pair with b^T F a = 0.
+
+    F: [..., 3, 3]; a, b: [..., N, 2] pixels.
+    """
     ha, hb = _homogeneous(a), _homogeneous(b)
     line_b, line_a = ha @ F.transpose(-1, -2), hb @ F
     above = (hb * line_b).sum(-1)
@@ -39,10 +43,11 @@ def sampson(F: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def ransac(
     a: Tensor, b: Tensor, valid: Tensor, limit: float, generator: torch.Generator, tries: int = 64, rounds: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Robust F [P, 3, 3] of P pairs, and the Sampson distances [P, N] of all their points, cut at `limit`.
+    """Robust fundamental matrices F [P, 3, 3] of P image pairs, and Sampson distances [P, N], truncated at `limit`.
 
-    a, b: [P, N, 2] pixels; valid: bool [P, N]; limit: pixels; the hypothesis with the smallest mean cut distance wins (MSAC,
-    Torr and Zisserman 2000) and is fitted refit_cost to what lies within the limit. Distances of invalid points are 0.
+    a, b: [P, N, 2] pixels; valid: bool [P, N]; limit: pixels; tries: number of random 8-point hypotheses; rounds: number of
+    refits. The hypothesis with the smallest sum of truncated distances (as in MSAC, Torr and Zisserman 2000) is refitted to
+    the points within the limit, and a refit is kept if it lowers the sum. Distances of invalid points are 0.
     """
     pairs, n = valid.shape
     draw = torch.rand(pairs, tries, n, generator=generator, dtype=torch.float32).to(a.device)
@@ -64,7 +69,7 @@ def ransac(
 
 
 def _normalise(p: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Points moved to mean 0 and mean distance sqrt 2, and the matrix that does it."""
+    """Hartley's normalisation: points with weighted mean 0 and mean distance sqrt(2), and the matrix of the transform."""
     total = weights.sum(-1, keepdim=True).clamp(min=1e-12)
     centre = (p * weights[..., None]).sum(-2) / total
     moved = p - centre[..., None, :]

@@ -72,7 +72,9 @@ class GeometryRecord:
 
     @classmethod
     def from_json(cls, plain: dict) -> "GeometryRecord":
-        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError or ValueError for a dict of another form."""
+        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError, ValueError or AttributeError for
+        other input.
+        """
         plain = dict(plain)
         plain["measurements"] = {k: _number(v) for k, v in plain["measurements"].items()}
         plain["frame_errors"] = [_number(v) for v in plain["frame_errors"]]
@@ -108,7 +110,7 @@ class Scored:
 
 
 class GeometryError(ValueError):
-    """Raised if a clip or its geometry cannot be scored. The message names what was found, what was expected and the remedy."""
+    """Raised if a clip or its geometry cannot be scored. The message says what was found, what was expected, what to do."""
 
 
 def score_of(verdict: str, error: float, border: float) -> float:

@@ -1,4 +1,4 @@
-"""What a camera that only turns and zooms would do to points: the part of a motion that says nothing about depth."""
+"""Image motion under pure camera rotation and zoom, which is independent of depth, and its robust fit (Gauss-Newton)."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,11 @@ from .bundle import rotation_of
 
 
 def rotate_and_zoom(a: Tensor, omega: Tensor, zoom: Tensor, focal: Tensor) -> Tensor:
-    """Where points a [P, N, 2] (pixels from the middle) are seen after a rotation [P, 3] (vector) and a zoom [P] (log)."""
+    """Positions of points after a camera rotation and zoom, [P, N, 2], pixels from the image centre.
+
+    a: [P, N, 2] pixels from the image centre; omega: rotation vectors [P, 3], radians; zoom: [P], natural logarithm of the
+    scale; focal: pixels.
+    """
     ray = torch.cat([a / focal, torch.ones_like(a[..., :1])], dim=-1) @ rotation_of(omega).transpose(-1, -2)
     return focal * zoom.exp()[:, None, None] * ray[..., :2] / ray[..., 2:].clamp(min=0.05)
 
@@ -15,10 +19,12 @@ def rotate_and_zoom(a: Tensor, omega: Tensor, zoom: Tensor, focal: Tensor) -> Te
 def fit_rotation_and_zoom(
     a: Tensor, b: Tensor, valid: Tensor, focal: Tensor, scale: float, rounds: int = 8
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotation vectors [P, 3], zooms [P] and what they leave of each point, [P, N] pixels (0 where invalid).
+    """Fit a rotation and zoom to P sets of correspondences by iteratively reweighted Gauss-Newton, starting from identity.
 
-    a, b: [P, N, 2] pixels from the middle; valid: bool [P, N]; focal: pixels; scale: pixels at which a point begins to count
-    less. Reweighted Gauss-Newton from the linear motion field.
+    a, b: [P, N, 2] pixels from the image centre; valid: bool [P, N]; focal: pixels; scale: pixels, scale of the Geman-McClure
+    loss; rounds: number of iterations.
+
+    Returns rotation vectors [P, 3] in radians, zooms [P] (logarithms, -3 to 3) and residuals [P, N] in pixels, 0 where invalid.
     """
     omega, zoom = a.new_zeros(len(a), 3), a.new_zeros(len(a))
     for round in range(rounds):
@@ -29,7 +35,7 @@ def fit_rotation_and_zoom(
         # d(x, y)/d(omega): the motion field of a rotation (Longuet-Higgins and Prazdny 1980).
         rows_x = torch.stack([-x * y, one + x * x, -y, x], dim=-1) * focal
         rows_y = torch.stack([-one - y * y, x * y, x, y], dim=-1) * focal
-        # The first rounds are wide: a camera may have turned by a hundred pixels.
+        # A wide loss in the first rounds: the rotation may have moved points by a hundred pixels.
         width = scale * max(1.0, 8.0 * 0.5**round)
         weight = torch.where(valid, (1 + residual.square().sum(-1) / width**2).reciprocal().square(), 0.0)
         J = torch.stack([rows_x, rows_y], dim=-2)
@@ -44,7 +50,7 @@ def fit_rotation_and_zoom(
 
 
 def compose(second: Tensor, first: Tensor) -> Tensor:
-    """Rotation vector of `first`, then `second`. Angles below 180 degrees."""
+    """Rotation vector of `first` followed by `second`; all [..., 3] in radians. The angle must be below 180 degrees."""
     R = rotation_of(second) @ rotation_of(first)
     cosine = ((R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
     angle = cosine.acos()

@@ -1,8 +1,8 @@
-"""Points of several views drawn into one camera, one pixel a point, the nearest wins: the same bits on every run.
+"""Z-buffered point splatting of several views into one camera, one pixel per point, bitwise deterministic.
 
-Drawing with repeated indices leaves it to chance which of two points stays. Here every point is one 64-bit number, its
-depth's bits above its own number, and every pixel keeps the smallest: for depths above zero the bits order as the
-depths do, and of equal depths the lower number wins. No gradients: which point is seen has none.
+Scattering with repeated indices does not define which of two points is kept. Here each point is a 64-bit key, its depth's
+float32 bits above its index, and each pixel keeps the minimum: for depths above zero, bit patterns sort like the depths,
+and of equal depths the lower index is kept. Not differentiable.
 """
 
 import sys
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cameras import EPSILON, pixel_transform, project, warp
 
-# float32 holds whole numbers up to this exactly.
+# float32 represents all integers up to this exactly.
 FLOAT32_INTEGERS = 1 << 24
 UPPER = 1 if sys.byteorder == "little" else 0
 EMPTY = torch.iinfo(torch.int64).max
@@ -22,8 +22,8 @@ EMPTY = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class Splat:
-    """What one camera sees. winner: [H, W] int64, view * H * W + pixel of the point that is seen, -1 where there is none;
-    depth: [H, W] float32 in this camera, infinite where there is none; covered: bool [H, W].
+    """Z-buffer of one camera. winner: [H, W] int64, index of the visible point, view * H * W + pixel, -1 where there is none;
+    depth: [H, W] float32 in this camera, infinite where there is none; covered: bool [H, W], True where a point is visible.
     """
 
     winner: Tensor
@@ -31,21 +31,22 @@ class Splat:
     covered: Tensor
 
     def gather(self, values: Tensor, background: float) -> Tensor:
-        """values [C, S, H, W] of the points that are seen -> [C, H, W], `background` where there is none."""
+        """Values of the visible points: [C, S, H, W] -> [C, H, W], `background` at uncovered pixels."""
         seen = values.reshape(len(values), -1).index_select(1, self.winner.clamp(min=0).view(-1))
         return seen.view(-1, *self.winner.shape).masked_fill_(~self.covered, background)
 
 
 def splat(depth: Tensor, K: Tensor, world_to_camera: Tensor, target: int, sources: Sequence[int]) -> Splat:
-    """The pixels of views `sources`, at their depth, drawn into view `target` at round half to even of (x, y) / z.
+    """Splat the pixels of views `sources` into view `target` at (u, v) = (x, y) / z, rounded half to even.
 
-    depth: [S, H, W] float32 or float64; pixels without finite depth above zero are no points. A point counts if
-    0 <= u < W, 0 <= v < H and z > 0 there. Raises ValueError for more than 2^32 points.
+    depth: [S, H, W] float32 or float64, NaN for pixels without a point; K: [S, 3, 3]; world_to_camera: [S, 4, 4]. A point is
+    drawn if 0 <= u < W, 0 <= v < H and its depth z in the target is finite and above zero. Raises ValueError for more than
+    2^32 points.
     """
     s, h, w = depth.shape
     if s * h * w > 1 << 32:
         raise ValueError(f"{s} views of {w}x{h} pixels: expected at most 2^32 points; score fewer views at a time")
-    # A frame of one pixel around the picture takes all points that miss it.
+    # A margin of one pixel around the image receives all points outside it.
     nearest = torch.full(((h + 2) * (w + 2),), EMPTY, dtype=torch.int64, device=depth.device)
     key = torch.empty(h * w, dtype=torch.int64, device=depth.device)
     upper = key.view(torch.int32).view(h, w, 2)[:, :, UPPER]
@@ -59,7 +60,7 @@ def splat(depth: Tensor, K: Tensor, world_to_camera: Tensor, target: int, source
             u, v = u.double(), v.double()
         at = u.add_(w + 3).add_(v, alpha=w + 2).masked_fill_(missed, 0).long().view(-1)
         torch.arange(source * h * w, (source + 1) * h * w, out=key)
-        # Through int32, since the sum of a shifted and a plain number takes three times as long.
+        # Written through an int32 view: a shift and an addition take three times as long.
         upper.copy_(z.float().view(torch.int32))
         nearest.scatter_reduce_(0, at, key, "amin")
     nearest = nearest.view(h + 2, w + 2)[1:-1, 1:-1]
@@ -70,9 +71,9 @@ def splat(depth: Tensor, K: Tensor, world_to_camera: Tensor, target: int, source
 
 
 def subpixel_positions(points: Tensor, K: Tensor, world_to_camera: Tensor, seen: Splat) -> tuple[Tensor, Tensor]:
-    """Where the seen points lie before rounding: u, v [H, W] in one camera, the pixel itself where there is none.
+    """Positions of the visible points before rounding: u, v, each [H, W]; the pixel's own position where there is none.
 
-    points: [3, S, H, W] in the world; K [3, 3] and world_to_camera [4, 4] of the camera that `seen` was drawn into.
+    points: [3, S, H, W] in world coordinates; K [3, 3] and world_to_camera [4, 4]: of the camera of the splat `seen`.
     """
     h, w = seen.winner.shape
     at = torch.arange(h * w, device=points.device).view(h, w)
