@@ -385,7 +385,7 @@ def test_what_is_no_clip_is_refused(frames, message):
 
 
 def test_an_unknown_backend_is_refused(rigid):
-    with pytest.raises(ValueError, match="known are"):
+    with pytest.raises(ValueError, match="unknown backend .cuda."):
         tracks.score_clip(rigid.frames, "cuda")
 
 

@@ -75,8 +75,8 @@ def test_good_views_pass_and_so_does_isolated_bad_depth():
 
 BAD = {
     "one view": (lambda: take(make_views(), [0]), "1 view; expected at least 2"),
-    "NaN depth": (lambda: changed("depth", ..., torch.nan), "finite and above zero in 0 of 3 views"),
-    "zero depth": (lambda: changed("depth", ..., 0.0), "finite and above zero in 0 of 3 views"),
+    "NaN depth": (lambda: changed("depth", ..., torch.nan), "finite depth above zero in 0 of 3 views"),
+    "zero depth": (lambda: changed("depth", ..., 0.0), "finite depth above zero in 0 of 3 views"),
     "depth in one view": (lambda: changed("depth", slice(1, 3), -1.0), "in 1 of 3 views"),
     "singular K": (lambda: changed("K", (1, 0, 0), 0.0), "intrinsics of view 1"),
     "NaN in K": (lambda: changed("K", (1, 0, 0), torch.nan), "intrinsics of view 1"),
@@ -90,11 +90,11 @@ BAD = {
         "all 3 camera poses are the identity",
     ),
     "NaN pose": (lambda: changed("world_to_camera", (1, 0, 3), torch.nan), "poses that are not finite"),
-    "scaled rotation": (lambda: changed("world_to_camera", (1, 0, 0), 2.0), "rotation of view 1 is no rotation"),
-    "mirrored rotation": (lambda: changed("world_to_camera", (2, 1, 1), -1.0), "rotation of view 2 is no rotation"),
+    "scaled rotation": (lambda: changed("world_to_camera", (1, 0, 0), 2.0), "rotation of view 1 is not a rotation matrix"),
+    "mirrored rotation": (lambda: changed("world_to_camera", (2, 1, 1), -1.0), "rotation of view 2 is not a rotation matrix"),
     "too few poses": (
         lambda: replace(make_views(), world_to_camera=make_views(2).world_to_camera),
-        r"world_to_camera of shape \(2, 4, 4\) beside depth of shape \(3, 20, 30\)",
+        r"world_to_camera of shape \(2, 4, 4\) does not match depth of shape \(3, 20, 30\)",
     ),
     "images of another size": (
         lambda: replace(make_views(), images=make_views(3, 40, 60).images), r"images of shape \(3, 40, 60, 3\)"
@@ -171,7 +171,8 @@ BAD_DA3 = {
     ),
     "centre at zero": (lambda g: g | {"intrinsics": torch.eye(3).expand(1, 3, 3, 3)}, "principal points at about"),
     "another picture's K": (
-        lambda g: g | {"intrinsics": rescale_K(g["intrinsics"], (504, 336), (336, 504))}, "no such picture at any scale"
+        lambda g: g | {"intrinsics": rescale_K(g["intrinsics"], (504, 336), (336, 504))},
+        "images are 30x20; expected the same aspect ratio",
     ),
     "one frame": (
         lambda g: {k: v[:, :1] if k in ("extrinsics", "intrinsics") else v[:1] if k != "mode" else v for k, v in g.items()},

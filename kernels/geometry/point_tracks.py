@@ -34,8 +34,8 @@ class PointTracks:
     """N tracks over K key frames.
 
     positions: [K, N, 2] pixels (x, y), 0 where not visible; visible: bool [K, N]; alive: [K - 1], number of tracks whose new
-    position in a step is inside the image, less BORDER; lost: [K - 1], number of those that were lost; ended: bool [K, N], True at the last
-    key frame before a track was lost inside the image.
+    position in a step is inside the image, less BORDER; lost: [K - 1], number of those that were lost; ended: bool [K, N],
+    True at the last key frame before such a loss.
     """
 
     positions: Tensor

@@ -24,7 +24,7 @@ def fit_rotation_and_zoom(
     a, b: [P, N, 2] pixels from the image centre; valid: bool [P, N]; focal: pixels; scale: pixels, scale of the Geman-McClure
     loss; rounds: number of iterations.
 
-    Returns rotation vectors [P, 3] in radians, zooms [P] (logarithms, -3 to 3) and residuals [P, N] in pixels, 0 where invalid.
+    Returns rotation vectors [P, 3], radians; zooms [P], logarithms, -3 to 3; residuals [P, N], pixels, 0 where invalid.
     """
     omega, zoom = a.new_zeros(len(a), 3), a.new_zeros(len(a))
     for round in range(rounds):

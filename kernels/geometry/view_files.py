@@ -1,17 +1,16 @@
-"""Geometry on disk: views with depth and cameras in one safetensors file.
+"""Geometry files: views with depth and cameras in one safetensors file.
 
-Its header says what it is, as in kernels.files.header; every value is a string:
+Header (safetensors metadata, as in kernels.files.header); every value is a string:
 
   format           "intrinsic_reward"
   format_version   "1"
   kind             "geometry"
-  frame_indices    JSON list: the clip's frames that the views are
-  frames           number of frames of the whole clip
-  notes            JSON list
-  provenance       JSON object: created_by and whatever the writer adds; no absolute paths
+  frame_indices    JSON list: index of each view's frame in the clip
+  frames           number of frames of the clip
+  notes            JSON list of strings
+  provenance       JSON object: created_by and entries added by the writer; no absolute paths
 
-Tensors: depth [S, H, W], K [S, 3, 3], world_to_camera [S, 4, 4], and where there are any confidence [S, H, W] and
-images uint8 [S, H, W, 3].
+Tensors: depth [S, H, W], K [S, 3, 3], world_to_camera [S, 4, 4]; optional: confidence [S, H, W], images uint8 [S, H, W, 3].
 """
 
 import json
@@ -33,9 +32,12 @@ REQUIRED = ("depth", "K", "world_to_camera")
 
 
 def save_views(path: str | Path, views: Views, provenance: dict | None = None) -> None:
-    """Writes the views; images, where there are any, to 8 bits. A reader never sees half a file. Raises OSError."""
+    """Save views to a file, written atomically; images, if any, are stored in 8 bits.
+
+    provenance: JSON-compatible entries for the header. Raises OSError if the file cannot be written.
+    """
     tensors = {name: getattr(views, name) for name in (*REQUIRED, "confidence") if getattr(views, name) is not None}
-    # Deep copies: safetensors refuses tensors that share memory.
+    # Copies, since safetensors refuses tensors that share memory.
     tensors = {name: t.detach().float().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     if views.images is not None:
         tensors["images"] = (views.images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
@@ -55,10 +57,10 @@ def save_views(path: str | Path, views: Views, provenance: dict | None = None) -
 
 
 def load_views(path: str | Path) -> Views:
-    """What save_views wrote; images come back as floats in [0, 1], or None where the file has none.
+    """Load views written by save_views. Images are floats in [0, 1], or None if the file has none.
 
-    Raises FileNotFoundError, and GeometryError for a file that is something else or damaged. Whether the geometry can
-    be scored is for views.require_usable to say.
+    Raises FileNotFoundError, and GeometryError for a file of another kind or a damaged one. Does not check whether the
+    geometry can be scored; see views.require_usable.
     """
     path = Path(path)
     if not path.is_file():

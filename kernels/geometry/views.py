@@ -1,6 +1,6 @@
-"""Several views of one clip with depth and cameras: what the dense scorer reads, whoever estimated it.
+"""Views: frames of one clip with depth and cameras from any estimator, the input of the dense scorer.
 
-Cameras follow OpenCV (x right, y down, z forward); pixel centres lie at whole numbers, as in VideoGPA (arXiv 2601.23286).
+Cameras follow OpenCV (x right, y down, z forward); pixel centres are at integers, as in VideoGPA (arXiv 2601.23286).
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,20 +12,22 @@ from torch.nn import functional as F
 from .record import GeometryError
 
 MAX_VIEWS = 10
-# A principal point further from the middle than this share of the picture's side means that K belongs to another size.
+# A principal point farther from the image centre than this share of the image's side means that K is for another size.
 CENTRE_TOLERANCE = 0.2
+# Largest absolute element of R R^T - I.
 ORTHONORMAL_TOLERANCE = 0.02
+# As in VideoGPA's release.
 MIN_CONFIDENCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Views:
-    """S views of a clip of `frames` frames.
+    """S views of a clip.
 
-    images: [S, H, W, 3] float in [0, 1], or None where a file holds geometry alone (see with_frames); depth: [S, H, W]
-    along the camera's z axis, any unit, the same in all views; K: [S, 3, 3] in pixels of these images;
-    world_to_camera: [S, 4, 4]; confidence: [S, H, W] or None; frame_indices: the clip's frames that these views are;
-    notes: what a reader of the score should know.
+    images: [S, H, W, 3] float in [0, 1], or None if a file contains geometry only (see with_frames); depth: [S, H, W], z in
+    camera coordinates, in any unit that is the same in all views; K: [S, 3, 3], intrinsics in pixels of these images;
+    world_to_camera: [S, 4, 4], translations in the unit of depth; confidence: [S, H, W] or None; frame_indices: index of each
+    view's frame in the clip; frames: number of frames of the clip; notes: remarks, copied to the record.
     """
 
     images: Tensor | None
@@ -39,13 +41,13 @@ class Views:
 
 
 def sample_indices(frames: int, count: int = MAX_VIEWS) -> list[int]:
-    """At most `count` frame numbers, evenly from the first to the last, rounded down as in VideoGPA's release."""
+    """At most `count` evenly spaced frame indices, first and last included, rounded down as in VideoGPA's release."""
     count = min(frames, count)
     return [0] if count == 1 else [i * (frames - 1) // (count - 1) for i in range(count)]
 
 
 def take(views: Views, indices: list[int]) -> Views:
-    """The views of these positions."""
+    """The subset of views at positions `indices`, from 0 to S - 1."""
     at = torch.tensor(indices, dtype=torch.long, device=views.depth.device)
     return replace(
         views,
@@ -59,7 +61,7 @@ def take(views: Views, indices: list[int]) -> Views:
 
 
 def usable_pixels(views: Views) -> Tensor:
-    """bool [S, H, W]: finite depth above zero, and confidence (where there is any) above 1e-5 as in VideoGPA's release."""
+    """Mask of usable pixels, bool [S, H, W]: finite depth above zero and, if there is confidence, confidence above 1e-5."""
     keep = views.depth.isfinite() & (views.depth > 0)
     if views.confidence is not None:
         keep &= (views.confidence > MIN_CONFIDENCE).to(keep.device)
@@ -67,15 +69,15 @@ def usable_pixels(views: Views) -> Tensor:
 
 
 def with_frames(views: Views, frames: Tensor, source: str) -> Views:
-    """The views with images picked from the whole clip, scaled to the depth's size.
+    """The views with images taken from the whole clip and resized to the size of the depth maps.
 
-    frames: [T, H, W, 3], float in [0, 1] or uint8. Raises GeometryError where the counts or the shapes of clip and
-    geometry do not fit each other.
+    frames: [T, H, W, 3], float in [0, 1] or uint8; source: name for error messages. Raises GeometryError if the clip's number
+    of frames differs from the geometry's, or its aspect ratio by 10% or more.
     """
     if frames.shape[0] != views.frames:
         raise GeometryError(
             f"{source}: geometry of a clip of {views.frames} frames, but the video has {frames.shape[0]}; expected geometry "
-            "that was estimated from this very video: estimate it anew"
+            "that was estimated from this video: estimate it again"
         )
     h, w = views.depth.shape[1:]
     picked = frames[views.frame_indices][..., :3]
@@ -85,7 +87,7 @@ def with_frames(views: Views, frames: Tensor, source: str) -> Views:
         if not 0.9 < stretch < 1.1:
             raise GeometryError(
                 f"{source}: depth maps of {w}x{h} pixels, but the video is {picked.shape[2]}x{picked.shape[1]}; expected the "
-                "same picture at any scale: a cropped video needs geometry of its own"
+                "same aspect ratio: a cropped video needs its own geometry"
             )
         picked = F.interpolate(picked.permute(0, 3, 1, 2), (h, w), mode="bilinear", antialias=True, align_corners=False)
         picked = picked.clamp(0, 1).permute(0, 2, 3, 1).contiguous()
@@ -93,9 +95,9 @@ def with_frames(views: Views, frames: Tensor, source: str) -> Views:
 
 
 def rescale_K(K: Tensor, size_of_K: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Intrinsics [..., 3, 3] in pixels of a picture of size_of_K -> of a picture of `size`; sizes are (width, height).
+    """Rescale intrinsics [..., 3, 3] from pixels of an image of size_of_K to pixels of an image of `size`.
 
-    The principal point scales with the picture: cx = W' / 2 becomes W / 2, as in the models' own convention.
+    Sizes are (width, height). The principal point scales with the image, so cx = W' / 2 becomes W / 2, as in the depth models.
     """
     K = K.clone()
     K[..., 0, :] *= size[0] / size_of_K[0]
@@ -104,20 +106,22 @@ def rescale_K(K: Tensor, size_of_K: tuple[float, float], size: tuple[int, int]) 
 
 
 def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
-    """ComfyUI's DA3_GEOMETRY in multi-view mode -> Views, all of it.
+    """Convert ComfyUI's DA3_GEOMETRY (Depth Anything 3, multi-view mode) to Views, with all of its frames.
 
-    Its depth has the images' size, but K stays in the pixels the model ran at. That size is not in the dict; the
-    principal points lie at its middle (exactly with pose_method cam_dec, nearly with ray_pose), so it is twice their
-    median. Raises GeometryError for monocular geometry, for poses that are missing or all identity, and for whatever
+    Depth has the images' size, but K is in pixels of the size at which the model ran. That size is not in the dict; principal
+    points are at its centre (exactly with pose_method cam_dec, nearly with ray_pose), so it is estimated as twice their
+    median. Pixels of the sky get depth NaN.
+
+    Raises GeometryError for monocular geometry, for poses that are missing or all identity, and for views that
     require_usable refuses.
     """
     if not isinstance(geometry, dict) or "depth" not in geometry:
-        raise GeometryError(f"{source}: no 'depth' in it; expected what Run Depth Anything 3 gives in multi-view mode")
+        raise GeometryError(f"{source}: no 'depth' in it; expected the output of Run Depth Anything 3 in multi-view mode")
     mode = geometry.get("mode", "mono" if "extrinsics" not in geometry else "multiview")
     if mode != "multiview":
         raise GeometryError(
-            f"{source}: geometry of mode '{mode}', every frame on its own and without cameras; expected multi-view: in Run "
-            "Depth Anything 3 set mode to 'multiview', with a Small or Base model"
+            f"{source}: geometry of mode '{mode}', without cameras; expected multi-view: in Run Depth Anything 3 set mode to "
+            "'multiview' and use a Small or Base model"
         )
     missing = [k for k in ("image", "extrinsics", "intrinsics") if geometry.get(k) is None]
     if missing:
@@ -136,8 +140,8 @@ def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
     centre = K[:, :2, 2].nanmedian(dim=0).values
     if not bool((centre > 1).all()):
         raise GeometryError(
-            f"{source}: principal points at about ({centre[0]:.3g}, {centre[1]:.3g}); expected the middle of a picture in "
-            "pixels, from which K can be brought to the images' size: the model gave no usable cameras"
+            f"{source}: principal points at about ({centre[0]:.3g}, {centre[1]:.3g}); expected the image centre in "
+            "pixels, from which K is rescaled to the images' size: the model gave no usable cameras"
         )
     notes = []
     size_of_K = (2 * float(centre[0]), 2 * float(centre[1]))
@@ -145,11 +149,11 @@ def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
         stretch = (size_of_K[0] / w) / (size_of_K[1] / h)
         if not 0.8 < stretch < 1.25:
             raise GeometryError(
-                f"{source}: principal points at the middle of a picture of {size_of_K[0]:.0f}x{size_of_K[1]:.0f}, but the "
-                f"images are {w}x{h}, which is no such picture at any scale: use the images that the geometry was made from"
+                f"{source}: principal points at the centre of an image of {size_of_K[0]:.0f}x{size_of_K[1]:.0f}, but the "
+                f"images are {w}x{h}; expected the same aspect ratio: use the images that the geometry was estimated from"
             )
         K = rescale_K(K, size_of_K, (w, h))
-        notes.append(f"intrinsics brought from {size_of_K[0]:.0f}x{size_of_K[1]:.0f} to {w}x{h} pixels")
+        notes.append(f"intrinsics rescaled from {size_of_K[0]:.0f}x{size_of_K[1]:.0f} to {w}x{h} pixels")
     confidence = geometry.get("confidence")
     sky = geometry.get("sky")
     if sky is not None:
@@ -163,7 +167,7 @@ def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
 
 
 def square_poses(poses: Tensor) -> Tensor:
-    """World-to-camera matrices [..., 3 or 4, 4] -> [..., 4, 4]."""
+    """World-to-camera matrices [..., 3, 4] or [..., 4, 4] -> [..., 4, 4], with the row (0, 0, 0, 1) added to the former."""
     if poses.shape[-2] == 4:
         return poses
     last = torch.tensor([0.0, 0.0, 0.0, 1.0]).to(poses).expand(*poses.shape[:-2], 1, 4)
@@ -171,13 +175,15 @@ def square_poses(poses: Tensor) -> Tensor:
 
 
 def require_usable(views: Views, source: str) -> None:
-    """Raises GeometryError, naming `source`, unless these views can be scored; isolated bad depth (sky) may be there."""
+    """Check that views can be scored. Raises GeometryError, naming `source`, if not. Pixels without depth (sky) are allowed,
+    and so are views without any, as long as two views have some.
+    """
     depth = views.depth
     if depth.ndim != 3:
         raise GeometryError(f"{source}: depth of shape {tuple(depth.shape)}; expected [views, height, width]")
     s, h, w = depth.shape
     if views.images is None:
-        raise GeometryError(f"{source}: geometry without images; give the video as well, or save it with its images")
+        raise GeometryError(f"{source}: geometry without images; give the video as well, or save the geometry with its images")
     parts = {"images": (s, h, w, 3), "K": (s, 3, 3), "world_to_camera": (s, 4, 4)}
     if views.confidence is not None:
         parts["confidence"] = (s, h, w)
@@ -185,8 +191,8 @@ def require_usable(views: Views, source: str) -> None:
         found = tuple(getattr(views, name).shape)
         if found != wanted:
             raise GeometryError(
-                f"{source}: {name} of shape {found} beside depth of shape {(s, h, w)}; expected {wanted}: all parts must "
-                "come from the same frames at the same size"
+                f"{source}: {name} of shape {found} does not match depth of shape {(s, h, w)}; expected {wanted}: all parts "
+                "must come from the same frames at the same size"
             )
     if len(views.frame_indices) != s:
         raise GeometryError(f"{source}: {len(views.frame_indices)} frame indices for {s} views; expected one for each")
@@ -196,13 +202,13 @@ def require_usable(views: Views, source: str) -> None:
             f"{views.frames - 1}"
         )
     if s < 2:
-        raise GeometryError(f"{source}: {s} view; expected at least 2, better 10: give more frames of the clip")
+        raise GeometryError(f"{source}: {s} view; expected at least 2, 10 recommended: give more frames of the clip")
     _require_images(views.images, source)
     good = usable_pixels(views).flatten(1).sum(dim=1)
     if int((good > 0).sum()) < 2:
         raise GeometryError(
-            f"{source}: depth that is finite and above zero in {int((good > 0).sum())} of {s} views; expected it nearly "
-            "everywhere: the depth model failed on this clip, or this is not depth"
+            f"{source}: finite depth above zero in {int((good > 0).sum())} of {s} views; expected it in nearly all pixels: "
+            "the depth model failed on this clip, or this is not depth"
         )
     _require_K(views.K, (w, h), source)
     _require_poses(views.world_to_camera, source)
@@ -223,13 +229,13 @@ def _require_K(K: Tensor, size: tuple[int, int], source: str) -> None:
         if not (k.isfinite().all() and k[0, 0] > 0 and k[1, 1] > 0 and last_row and abs(torch.linalg.det(k)) > 1e-9):
             raise GeometryError(
                 f"{source}: intrinsics of view {i} are {k.tolist()}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with "
-                "focal lengths above zero (this matrix cannot be inverted or is none)"
+                "focal lengths above zero (this matrix is singular or not an intrinsic matrix)"
             )
         away = max(abs(float(k[j, 2]) / size[j] - 0.5) for j in (0, 1))
         if away > CENTRE_TOLERANCE:
             raise GeometryError(
                 f"{source}: principal point of view {i} at ({k[0, 2]:.1f}, {k[1, 2]:.1f}) in images of {size[0]}x{size[1]}; "
-                f"expected it near the middle. Intrinsics seem to be in pixels of a picture of {2 * k[0, 2]:.0f}x"
+                f"expected it near the centre. Intrinsics seem to be in pixels of an image of {2 * k[0, 2]:.0f}x"
                 f"{2 * k[1, 2]:.0f}: rescale them to the images' size"
             )
 
@@ -237,15 +243,15 @@ def _require_K(K: Tensor, size: tuple[int, int], source: str) -> None:
 def _require_poses(poses: Tensor, source: str) -> None:
     poses = poses.cpu().double()
     if not bool(poses.isfinite().all()):
-        raise GeometryError(f"{source}: poses that are not finite; expected world-to-camera matrices: the estimate failed")
+        raise GeometryError(f"{source}: poses that are not finite; expected world-to-camera matrices: pose estimation failed")
     _refuse_identity(poses, source)
     rotation = poses[:, :3, :3]
     off = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2))
     for i, (worst, det) in enumerate(zip(off.tolist(), torch.linalg.det(rotation).tolist(), strict=True)):
         if worst > ORTHONORMAL_TOLERANCE or det < 0:
             raise GeometryError(
-                f"{source}: the rotation of view {i} is no rotation (off by {worst:.2g}, determinant {det:.2g}); expected "
-                "world-to-camera matrices [R | t] with an orthonormal R: a scale or a mirrored axis may be left in it"
+                f"{source}: the rotation of view {i} is not a rotation matrix (off by {worst:.2g}, determinant {det:.2g}); "
+                "expected world-to-camera matrices [R | t] with orthonormal R: remove a scale or a mirrored axis"
             )
 
 
@@ -253,8 +259,8 @@ def _refuse_identity(poses: Tensor, source: str) -> None:
     if poses.shape[0] > 1 and bool((poses == torch.eye(4).to(poses)).all()):
         raise GeometryError(
             f"{source}: all {poses.shape[0]} camera poses are the identity, which stands for 'no poses'; expected one "
-            "world-to-camera matrix a view: use a Small or Base model of Depth Anything 3 in multi-view mode (a camera "
-            "that truly stands still leaves nothing to score)"
+            "world-to-camera matrix per view: use a Small or Base model of Depth Anything 3 in multi-view mode (clips of a "
+            "static camera cannot be scored)"
         )
 
 

@@ -108,7 +108,7 @@ def test_geometry_of_cores_own_node_is_scored_with_its_intrinsics_rescaled(comfy
     score, *_, record, _, _ = da3_score(comfy, da3_geometry=da3(clip()))
     expected = dense.score_views(views(clip())).record
     assert score == pytest.approx(expected.score, abs=0.02)
-    assert "intrinsics brought from 96x80 to 192x160 pixels" in json.loads(record)["notes"]
+    assert "intrinsics rescaled from 96x80 to 192x160 pixels" in json.loads(record)["notes"]
 
 
 def test_images_and_a_model_are_what_cores_node_and_the_kernel_make_of_them(comfy, model):
@@ -187,12 +187,12 @@ def identity(geometry):
         (lambda g: {**g, "mode": "mono"}, "mode 'mono'.*set mode to 'multiview'"),
         (lambda g: {k: v for k, v in g.items() if k != "extrinsics"}, "no extrinsics in it"),
         (identity, "all 5 camera poses are the identity"),
-        (lambda g: {**g, "depth": torch.full_like(g["depth"], torch.nan)}, "depth that is finite and above zero in 0 of 5"),
-        (lambda g: {**g, "depth": torch.zeros_like(g["depth"])}, "depth that is finite and above zero in 0 of 5"),
+        (lambda g: {**g, "depth": torch.full_like(g["depth"], torch.nan)}, "finite depth above zero in 0 of 5"),
+        (lambda g: {**g, "depth": torch.zeros_like(g["depth"])}, "finite depth above zero in 0 of 5"),
         (lambda g: {**g, "image": g["image"] * torch.nan}, "images from nan to nan"),
-        (lambda g: {**g, "depth": g["depth"][:3]}, r"beside depth of shape \(3, 160, 192\).*same frames"),
+        (lambda g: {**g, "depth": g["depth"][:3]}, r"does not match depth of shape \(3, 160, 192\).*same frames"),
         (lambda g: {**g, "intrinsics": g["intrinsics"] * torch.tensor([[0.0], [1], [1]])}, "principal points"),
-        (lambda g: {**g, "intrinsics": g["intrinsics"] * torch.tensor([0.0, 1, 1])}, "cannot be inverted"),
+        (lambda g: {**g, "intrinsics": g["intrinsics"] * torch.tensor([0.0, 1, 1])}, "is singular"),
         (lambda g: {k: v[:, :1] if k[:2] in ("ex", "in") else v[:1] if k != "mode" else v for k, v in g.items()}, "1 view"),
     ],
 )
