@@ -83,7 +83,7 @@ BAD = {
     "transposed K": (lambda: replace(make_views(), K=make_views().K.transpose(1, 2)), "intrinsics of view 0"),
     "K of another size": (
         lambda: replace(make_views(), K=rescale_K(make_views().K, (30, 20), (504, 336))),
-        r"pixels of a picture of 504x336: rescale",
+        r"pixels of an image of 504x336: rescale",
     ),
     "identity poses": (
         lambda: replace(make_views(), world_to_camera=torch.eye(4).repeat(3, 1, 1)),

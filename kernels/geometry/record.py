@@ -72,9 +72,7 @@ class GeometryRecord:
 
     @classmethod
     def from_json(cls, plain: dict) -> "GeometryRecord":
-        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError, ValueError or AttributeError for
-        other input.
-        """
+        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError, ValueError or AttributeError for other input."""
         plain = dict(plain)
         plain["measurements"] = {k: _number(v) for k, v in plain["measurements"].items()}
         plain["frame_errors"] = [_number(v) for v in plain["frame_errors"]]
