@@ -40,7 +40,7 @@ WAITING = {
     "_unique": "unique", "_unique2": "unique", "unique_dim": "unique", "unique_consecutive": "unique", "bincount": "bincount",
     "repeat_interleave": "repeat_interleave", "_linalg_check_errors": "linalg check", "histc": "histc",
 }  # fmt: skip
-# Operators that take indices of the CPU beside values of the GPU.
+# Operators that accept indices on the CPU with values on the GPU.
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # Operators that join tensors and make no exception for those without dimensions.

@@ -308,7 +308,7 @@ def test_clips_with_geometry_get_the_dense_score(clips, room, tmp_path, capsys):
     assert record.scorer == DENSE
     assert math.isfinite(record.error)
     assert "shift.npz: 'frame_indices' names frame 6, the clip has 6" in rows["sub/shift.mkv"]["skipped"]
-    # Geometry that was mended, and a clip whose geometry is gone, are scored anew.
+    # Geometry that was mended, and a clip whose geometry is gone, are scored again.
     (tmp_path / "geo" / "sub" / "shift.npz").unlink()
     save(tmp_path / "geo" / "room.npz", room[1], confidence=np.ones((9, 64, 64)))
     assert score(clips, tmp_path / "out", "--geometry", tmp_path / "geo") == 0

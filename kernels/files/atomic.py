@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writing: a temporary name in the same folder, then a rename."""
 
 import os
 import tempfile

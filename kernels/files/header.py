@@ -1,4 +1,4 @@
-"""The one file contract of this pack: safetensors with a header that says what the file is.
+"""The header of all safetensors files of this pack: kind, version, latent space, configuration, metrics, provenance.
 
 Trainers write it, nodes read it. Every value of a safetensors header is a string:
 
@@ -35,12 +35,12 @@ KINDS = {
 
 
 class FormatError(ValueError):
-    """A file is not what its reader needs; the message names the file, what was found and what to do."""
+    """A file is of another kind, version or format; the message names the file, what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. See the module's docstring for each field."""
+    """The entries of a header; the module's docstring describes each."""
 
     kind: str
     latent_space: LatentSpace
@@ -62,7 +62,7 @@ def to_metadata(header: Header) -> dict[str, str]:
 
 
 def parse_metadata(metadata: dict[str, str] | None, kind: str, path: str | Path) -> Header:
-    """Safetensors metadata -> Header. Raises FormatError unless it is `kind` in a version that we know."""
+    """Safetensors metadata -> Header. Raises FormatError unless the file is of `kind` and of a known version."""
     path, metadata = Path(path), metadata or {}
     wanted, maker = KINDS[kind]
     if metadata.get("format") != FORMAT:
@@ -72,7 +72,7 @@ def parse_metadata(metadata: dict[str, str] | None, kind: str, path: str | Path)
         version = int(metadata.get("format_version", ""))
     except ValueError:
         stated = metadata.get("format_version")
-        raise FormatError(f"{path}: format_version '{stated}' is not a number; make the file anew with `{maker}`") from None
+        raise FormatError(f"{path}: format_version '{stated}' is not a number; make the file again with `{maker}`") from None
     if version > FORMAT_VERSION:
         raise FormatError(f"{path}: written in version {version}, this pack reads up to {FORMAT_VERSION}; update the pack")
     if metadata.get("kind") != kind:
@@ -82,12 +82,12 @@ def parse_metadata(metadata: dict[str, str] | None, kind: str, path: str | Path)
         space = LatentSpace.from_json(metadata["latent_space"])
         config, metrics, provenance = (json.loads(metadata.get(k, "{}")) for k in ("config", "metrics", "provenance"))
     except (KeyError, TypeError, ValueError) as e:
-        raise FormatError(f"{path}: its header is damaged ({type(e).__name__}: {e}); make the file anew with `{maker}`") from e
+        raise FormatError(f"{path}: its header is damaged ({type(e).__name__}: {e}); make it again with `{maker}`") from e
     return Header(kind, space, config, metrics, provenance, version)
 
 
 def read_header(path: str | Path, kind: str) -> Header:
-    """The header alone; tensors stay on disk. Raises FormatError or FileNotFoundError."""
+    """The header; no tensor is read. Raises FormatError or FileNotFoundError."""
     with _open(path) as f:
         return parse_metadata(f.metadata(), kind, path)
 
@@ -100,11 +100,11 @@ def read(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
-    """Writes under a temporary name in the same folder and renames: a reader never sees half a file.
+    """Writes a file atomically: under a temporary name in the same folder, then renamed.
 
     Raises OSError (naming the file) when the folder cannot be written or the disk is full.
     """
-    # Deep copies: safetensors refuses tensors that share memory, and a view would drag its whole base into the file.
+    # Copies: safetensors refuses tensors that share memory, and a view would store its whole base.
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     try:
         write_atomic(path, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))
@@ -113,7 +113,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
 
 
 def describe_foreign(path: str | Path) -> str:
-    """A few words on what a file that is not safetensors seems to be, from its first bytes."""
+    """A short description of a file that is not safetensors, from its first bytes."""
     with open(path, "rb") as f:
         head = f.read(16)
     if head[:2] == b"PK":
@@ -135,4 +135,4 @@ def _open(path: str | Path, device: str | torch.device = "cpu"):
         return safe_open(path, framework="pt", device=str(device))
     except SafetensorError as e:
         found = describe_foreign(path)
-        raise FormatError(f"{path}: {found} ({e}); expected a complete safetensors file: copy or make it anew") from e
+        raise FormatError(f"{path}: {found} ({e}); expected a complete safetensors file: copy or make it again") from e

@@ -1,4 +1,4 @@
-"""How often a scorer's order is people's: with ties, without, by noise level, and how sure it may be of itself."""
+"""Pairwise accuracy against human preferences, with and without ties, and calibration of the confidence."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of one set of pairs. without_ties: share of the decided pairs ordered right, an equal score counting half;
+    """Accuracy on one set of pairs. without_ties: share of the decided pairs ordered right, an equal score counts half;
     with_ties: share of all pairs right where |difference| <= threshold is called a tie; None without such pairs."""
 
     pairs: int
@@ -42,7 +42,7 @@ def accuracy(difference: Tensor, outcome: Tensor, threshold: float) -> Accuracy:
 
 
 def tie_threshold(difference: Tensor, outcome: Tensor) -> float:
-    """The |difference| up to which a tie is best called, on these pairs: to be used on others.
+    """The |difference| up to which predicting a tie is most accurate on these pairs, for use on other pairs.
 
     The usual practice sweeps it on the test set itself and so flatters. 0 where nothing is won by calling ties; between
     two pairs the middle is taken. Raises ValueError for NaN or no pair.
@@ -53,7 +53,7 @@ def tie_threshold(difference: Tensor, outcome: Tensor) -> float:
     size, order = difference.abs().sort()
     tie = (outcome == TIE)[order].long()
     right = ((difference.sign() == outcome) & (outcome != TIE))[order].long()
-    # Calling the first j a tie gets their ties right and the decided ones beyond them.
+    # Predicting a tie for the first j pairs is right for ties among them and for decided pairs after them.
     gained = torch.cat([tie.new_zeros(1), tie.cumsum(0)]) + right.sum() - torch.cat([tie.new_zeros(1), right.cumsum(0)])
     # A threshold cannot lie between equal differences.
     end = torch.ones(1, dtype=torch.bool, device=size.device)
@@ -65,7 +65,7 @@ def tie_threshold(difference: Tensor, outcome: Tensor) -> float:
 
 
 def calibration_error(difference: Tensor, outcome: Tensor, bins: int = BINS) -> float | None:
-    """Expected |confidence - accuracy| over decided pairs, 0 to 1: confidence is sigmoid(|difference|); None without any."""
+    """Expected calibration error over decided pairs, 0 to 1, of confidence sigmoid(|difference|); None without such pairs."""
     difference = _checked(difference)
     decided = outcome != TIE
     if not bool(decided.any()):

@@ -1,4 +1,4 @@
-"""Which diffusion transformer a head reads: its architecture, and a fingerprint of its weights.
+"""Identity of the diffusion transformer that a head reads: its architecture, and a fingerprint of its weights.
 
 A head is a reading of one backbone's features. Another architecture cannot be read at all; other weights of the same
 architecture can, and give nonsense, so they are told apart by a few tensors that every storage format keeps.
@@ -18,7 +18,7 @@ TOLERANCE = 0.02
 
 
 class BackboneError(ValueError):
-    """A head does not belong to the model; the message names both."""
+    """A head does not fit the model; the message names both."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Backbone:
         return f"{self.model}, {self.depth} blocks of width {self.width}, {self.channels} channels, text {self.text_width}"
 
     def require_architecture(self, other: "Backbone", head: str) -> None:
-        """Raises BackboneError unless `other`, the model at hand, has this architecture."""
+        """Raises BackboneError unless the model `other` has this architecture."""
         if other.architecture != self.architecture:
             raise BackboneError(
                 f"PRISM head '{head}' was trained on {self.architecture}; the model is {other.architecture}: "

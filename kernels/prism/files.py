@@ -1,4 +1,4 @@
-"""A PRISM head on disk: its weights, and in the header what it reads, which backbone, and how accurate it was."""
+"""Files of PRISM heads: weights, and in the header the configuration, backbone, noise levels and accuracy."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ KIND = "prism_head"
 
 @dataclass
 class LoadedHead:
-    """A head and what its file says of it.
+    """A head and the entries of its file's header.
 
     sigmas: (lowest, highest) noise level it was trained on; threshold: |score difference| below which two are called
     equal, per dimension; metrics: the accuracy table and what else was measured; provenance: how it was made.
@@ -33,7 +33,7 @@ class LoadedHead:
 
 
 def save(loaded: LoadedHead, path: str | Path) -> None:
-    """Writes the head; never leaves half a file. Raises OSError."""
+    """Writes the head atomically. Raises OSError."""
     config = {
         "head": loaded.head.config.to_json(),
         "backbone": loaded.backbone.to_json(),
@@ -45,12 +45,12 @@ def save(loaded: LoadedHead, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> LoadedHead:
-    """Reads a head, on the CPU. Raises FormatError or FileNotFoundError naming the file and what is wrong with it."""
+    """Reads a head to the CPU. Raises FormatError or FileNotFoundError naming the file and the reason."""
     path = Path(path)
     tensors, header = formats.read(path, KIND)
     bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
     if bad:
-        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the training diverged; train it anew")
+        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the training diverged; train the head again")
     try:
         config = HeadConfig.from_json(header.config["head"])
         backbone = Backbone.from_json(header.config["backbone"])
@@ -58,7 +58,7 @@ def load(path: str | Path) -> LoadedHead:
         head = PrismHead(config)
         head.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise FormatError(f"{path}: its header and its tensors do not make a PRISM head ({e}); train it anew") from e
+        raise FormatError(f"{path}: its header and its tensors do not make a PRISM head ({e}); train the head again") from e
     threshold = header.config.get("threshold", {})
     return LoadedHead(
         head.train(False).requires_grad_(False), backbone, header.latent_space, (low, high), threshold, header.metrics,

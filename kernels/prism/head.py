@@ -1,4 +1,4 @@
-"""The PRISM head: what a frozen DiT's first blocks know of a noisy latent, as a score (arXiv 2606.20310, section 3).
+"""The PRISM head: scores a noisy latent from the features of a frozen DiT's first blocks (arXiv 2606.20310, section 3).
 
 Visual tokens after block `tap` and text tokens after the backbone's own text embedding are normalised, concatenated along
 the tokens, projected once, read by learned queries through one cross-attention, and scored by an MLP.
@@ -20,7 +20,7 @@ FREQUENCIES = 128
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a head is built from.
+    """The configuration of a head.
 
     backbone_dim: width of the DiT; dim: of the head; heads: of its attention, dividing dim; layers: of the MLP.
     taps: indices of the blocks whose outputs are read, each with a norm of its own; queries: how many; dimensions: what
@@ -46,10 +46,13 @@ class HeadConfig:
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling '{self.pooling}': expected one of {', '.join(POOLINGS)}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or not self.dimensions or self.layers < 1:
-            raise ValueError(f"taps {self.taps} must ascend, dimensions {self.dimensions} and layers {self.layers} exist")
+            raise ValueError(
+                f"taps {self.taps} must ascend, dimensions {self.dimensions} must not be empty, layers {self.layers} must be at "
+                "least 1"
+            )
 
     def to_json(self) -> dict:
-        """Plain values under the names that files have had from the start: `sigmas` is called "levels" there."""
+        """JSON values under the names that files use: `sigmas` is called "levels" there."""
         values = asdict(self)
         return values | {"levels": values.pop("sigmas")}
 
@@ -67,7 +70,7 @@ class PrismHead(nn.Module):
         super().__init__()
         self.config = config
         width = config.dim
-        # The residual stream has a few very large channels: without norms they are all that attention sees.
+        # The residual stream has a few very large channels, which would dominate attention without norms.
         self.visual_norms = nn.ModuleList(LayerNorm(config.backbone_dim) for _ in config.taps)
         self.text_norm = LayerNorm(config.backbone_dim)
         self.project = Linear(config.backbone_dim, width)
@@ -86,7 +89,7 @@ class PrismHead(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The initial weights that are not the layers' own: a small query, a time conditioning that does nothing."""
+        """Initial weights other than the layers' defaults: a small query, and time conditioning as the identity."""
         if self.config.pooling == "query":
             nn.init.normal_(self.query, std=0.02)
         if self.config.time:
@@ -129,7 +132,7 @@ class PrismHead(nn.Module):
         return x
 
     def check(self, visual: Sequence[Tensor], text: Tensor, text_mask: Tensor | None) -> None:
-        """Raises ValueError naming what does not fit this head."""
+        """Raises ValueError naming the input that does not fit this head."""
         c = self.config
         if len(visual) != len(c.taps):
             raise ValueError(f"this head reads {len(c.taps)} taps ({', '.join(map(str, c.taps))}), got {len(visual)}")

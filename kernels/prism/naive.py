@@ -1,4 +1,4 @@
-"""The head and its loss as plain formulas: what the fast code is held to."""
+"""Reference formulas of the head's attention and of its loss, which tests compare the fast code with."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The pruning plan of an early Best-of-N: who runs how far, and what it costs.
+"""Pruning plan of an early Best-of-N: the number of candidates that run each step, and the cost in blocks.
 
 N candidates start; at each checkpoint those still in the race are ranked by the head and the worst drop out. A checkpoint
 is a noise level, not a step: the same step index is another noise level under another shift, schedule or number of steps.
@@ -15,12 +15,12 @@ SIGMAS = (0.987, 0.970, 0.924)
 
 
 class PlanError(ValueError):
-    """A plan cannot be made of what was asked; the message says what and why."""
+    """No plan is possible for the arguments; the message names the argument and the reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Before step `step` (from 0), at noise level `sigma`, the best `survivors` stay."""
+    """Before step `step` (from 0), at noise level `sigma`, all candidates but the best `survivors` are dropped."""
 
     step: int
     sigma: float
@@ -29,7 +29,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes. evaluations: whole forwards of one candidate; partial: those that end at the tap; blocks: of both."""
+    """Cost of a run. evaluations: whole forwards of one candidate; partial: forwards that end at the tap; blocks: of both."""
 
     evaluations: int
     partial: int
@@ -43,7 +43,7 @@ class Plan:
     checkpoints: steps ascending, survivors descending, the last of them `keep`; none where candidates == keep.
     passes: forwards of a candidate and step, 2 under classifier-free guidance, else 1.
     depth: blocks of the network; tap: index of the block whose output is scored.
-    finish: CONTINUE goes on with the survivors' states; RESTART runs the winners again from their seeds, whole.
+    finish: CONTINUE continues from the survivors' states; RESTART runs the winners again from their seeds.
     """
 
     candidates: int
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        """Of this plan."""
+        """Cost of this plan."""
         evaluations = self.passes * sum(self.alive(step) for step in range(self.steps))
         partial, left = 0, self.candidates
         for point in self.checkpoints:
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def full_cost(self) -> Cost:
-        """Of plain Best-of-N: every candidate to the end, scored there."""
+        """Cost of plain Best-of-N: every candidate sampled to the end and scored there."""
         evaluations = self.passes * self.steps * self.candidates
         return Cost(evaluations, 0, evaluations * self.depth)
 
@@ -93,7 +93,7 @@ class Plan:
 def halving(candidates: int, keep: int, rounds: int) -> tuple[int, ...]:
     """Survivors after each of at most `rounds` checkpoints: half each time, rounded up, and `keep` after the last.
 
-    Fewer than `rounds` where halving is done sooner; the last one takes what is left to drop at once.
+    Fewer than `rounds` where halving ends sooner; the last checkpoint drops all that remain to be dropped.
     """
     left, out = candidates, []
     while left > keep and len(out) < rounds:
@@ -124,7 +124,7 @@ def make_plan(
 ) -> Plan:
     """The plan for a schedule: checkpoints at noise levels `sigmas`, by successive halving unless `survivors` says otherwise.
 
-    Levels that fall on one step become one checkpoint, with the fewest survivors; a level below the last step's is an error.
+    Sigmas that fall on one step become one checkpoint, with the fewest survivors; a sigma below the last step's is an error.
     Raises PlanError.
     """
     steps = len(schedule) - 1
@@ -135,7 +135,7 @@ def make_plan(
     if finish not in (CONTINUE, RESTART):
         raise PlanError(f"unknown finish '{finish}': expected {CONTINUE} or {RESTART}")
     if not 0 <= tap < depth or passes < 1:
-        raise PlanError(f"tap {tap} is no block of a network of {depth}, or passes {passes} < 1")
+        raise PlanError(f"tap {tap} is not a block of a network of {depth}, or passes {passes} < 1")
     ordered = sorted(sigmas, reverse=True)
     counts = halving(candidates, keep, len(ordered)) if survivors is None else tuple(survivors)
     if survivors is not None and len(counts) != len(ordered):
@@ -164,7 +164,7 @@ def make_plan(
 
 
 def rank(scores: Sequence[float], keep: int) -> list[int]:
-    """Indices of the `keep` best scores, best first; of equals the earlier candidate wins. NaN is no score: PlanError."""
+    """Indices of the `keep` best scores, best first; of equal scores the earlier candidate wins. Raises PlanError for NaN."""
     bad = [i for i, s in enumerate(scores) if s != s]
     if bad:
         raise PlanError(f"candidate {bad[0]} scored NaN: the head or the latent is broken")

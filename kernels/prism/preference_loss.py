@@ -1,4 +1,4 @@
-"""Rao-Kupper: Bradley-Terry preferences with ties (arXiv 2606.20310, section 3; its printed win term has eta misplaced)."""
+"""Rao-Kupper loss (1967): Bradley-Terry preferences with ties (arXiv 2606.20310, section 3, whose win term is misprinted)."""
 
 import math
 
@@ -20,10 +20,10 @@ def rao_kupper(difference: Tensor, outcome: Tensor, eta: float = ETA) -> Tensor:
         tie   -logsigmoid(d - k) - logsigmoid(-d - k) - ln(eta^2 - 1)
         loss  -logsigmoid(-d - k)
 
-    Raises ValueError for eta <= 1, which leaves ties no probability.
+    Raises ValueError for eta <= 1, which gives ties no probability.
     """
     if eta <= 1:
-        raise ValueError(f"eta {eta}: expected more than 1")
+        raise ValueError(f"eta {eta}: expected a value above 1")
     k = math.log(eta)
     d = difference.float()
     win, loss = -F.logsigmoid(d - k), -F.logsigmoid(-d - k)

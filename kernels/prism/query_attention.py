@@ -1,4 +1,4 @@
-"""A learned query's attention over projected tokens without projecting any token.
+"""Attention of learned queries over projected tokens, computed without projecting the tokens.
 
 Between the norms and the softmax everything is linear, so the query goes to the tokens instead of the tokens to the query:
 with x the normalised token, its logit is (W_k W x) . q = x . (W^T W_k^T q), and the attended value is W_v W (sum of a x).
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Tokens normalised at a time: their fp32 copies stay small however long the clip is.
+# Tokens that are normalised at a time, so that fp32 copies stay small for long clips.
 CHUNK = 4096
 
 
 def query_attention(head, features: list[Tensor], mask: Tensor) -> Tensor:
-    """What `naive.query_attention` gives, [B, queries, dim], in fp32; differentiable.
+    """Equals `naive.query_attention`: [B, queries, dim], fp32, differentiable.
 
     features: the taps' tokens and the text's, [B, N_i, backbone_dim] each; mask: bool [B, sum of N_i].
     """
@@ -26,7 +26,7 @@ def query_attention(head, features: list[Tensor], mask: Tensor) -> Tensor:
     query = _fp32(head.query, features[0])
     q = F.linear(query, _fp32(head.to_q.weight, query), _fp32(head.to_q.bias, query))
     q = q.view(-1, heads, dim // heads).transpose(0, 1) / math.sqrt(dim // heads)
-    # [heads, queries, dim]: the query as seen by a projected token, and what it gives every token alike.
+    # [heads, queries, dim]: the query in the space of unprojected tokens, and the logit that is equal for all tokens.
     key = q @ wk.view(heads, dim // heads, dim)
     constant = (key @ b + (q @ bk.view(heads, -1, 1))[..., 0]).flatten()
     key = (key @ w).flatten(0, 1)
@@ -41,14 +41,14 @@ def query_attention(head, features: list[Tensor], mask: Tensor) -> Tensor:
     )
     weight = logits.masked_fill(~mask[..., None], -math.inf).softmax(dim=1)
     attended = _weighted_sum(features, head.norms, affine, weight)
-    # Weights sum to one, so biases pass through once.
+    # The weights sum to one, so the biases are added once.
     projected = F.linear(attended, w, b).view(len(mask), heads, -1, dim)
     value = torch.einsum("bhqc,hdc->bqhd", projected, wv.view(heads, dim // heads, dim)).flatten(2) + bv
     return query + F.linear(value, _fp32(head.to_out.weight, query), _fp32(head.to_out.bias, query))
 
 
 def masked_mean(head, features: list[Tensor], mask: Tensor) -> Tensor:
-    """What `naive.masked_mean` gives, [B, 1, dim], in fp32: the mean is projected instead of the tokens."""
+    """Equals `naive.masked_mean`: [B, 1, dim], fp32; the mean is projected instead of the tokens."""
     weight = mask.float()[..., None]
     weight = weight / weight.sum(dim=1, keepdim=True)
     affine = [(_fp32(n.weight, weight), _fp32(n.bias, weight)) for n in head.norms]

@@ -69,7 +69,7 @@ def test_saved_workflows_keep_working(contracts, snapshot):
 
 
 def test_snapshot_is_current(contracts, snapshot):
-    assert contracts == snapshot, f"after an intended change delete {SNAPSHOT.name} and run this test to write it anew"
+    assert contracts == snapshot, f"after an intended change delete {SNAPSHOT.name} and run this test to write it again"
 
 
 def test_there_are_eighteen_nodes(comfy):

@@ -52,7 +52,7 @@ def material(server, base_dir, models_dir):
 def test_shipped_workflow_runs(server, material, base_dir, name):
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     prompt = override_inputs(replace_values(to_api(workflow, server.object_info), STAND_INS), SMALLER[name])
-    # As the browser sends it along: what a file is saved with beside the prompt.
+    # As the browser sends it: metadata that is saved with a file, in addition to the prompt.
     entry = server.post(prompt, extra_data={"extra_pnginfo": {"workflow": {"of": name}}})
     outputs = {prompt[key]["class_type"]: value for key, value in entry["outputs"].items()}
     if name == "prism_score_and_pick":
