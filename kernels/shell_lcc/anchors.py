@@ -1,7 +1,7 @@
-"""The nearest-anchor coder: local coordinate coding as it was first stated (Yu, Zhang and Gong 2009), in closed form.
+"""Local coordinate coding on k nearest anchors (Yu, Zhang and Gong 2009), in closed form: Shell-LCC without a network.
 
-A token is coded by its k nearest anchors with coordinates that sum to one; the shell's thickness is a statistic of the
-nearest anchor's region. Nothing is trained: k-means and sums of squares.
+A token is coded by its k nearest anchors with coordinates that sum to one. The shell's thickness is constant in each
+anchor's region. No gradient training: k-means gives the anchors, mean squared residuals give the thickness.
 """
 
 import torch
@@ -10,15 +10,20 @@ from torch import Tensor
 from .coder import Code, Workspace, tokens_in_budget
 from .knn import GROUP, knn
 
-# A larger chunk does not make the small systems of equations faster.
+# Upper limits: larger chunks do not make the batched k x k solves faster.
 CPU_CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 16384
-# Keeps the system regular where a token stands on an anchor; far below any squared distance between latent tokens.
+# Added to the Gram matrix's diagonal: keeps it invertible where a token coincides with an anchor. Far below any squared
+# distance between latent tokens.
 FLOOR = 1e-5
 
 
 class Anchors(torch.nn.Module):
-    """anchors, region_thickness: [K, C] buffers; neighbours: k; locality: weight of the distance penalty (unitless)."""
+    """Nearest-anchor coder; a Coder without trainable parameters.
+
+    anchors, region_thickness: [K, C], stored as fp32 buffers; neighbours: k, 1 to K; locality: weight of the distance
+    penalty (unitless). Raises ValueError if k is out of range or the two shapes differ.
+    """
 
     kind = "anchors"
 
@@ -27,7 +32,7 @@ class Anchors(torch.nn.Module):
         if not 1 <= neighbours <= anchors.shape[0]:
             raise ValueError(f"neighbours must be between 1 and the {anchors.shape[0]} anchors, got {neighbours}")
         if anchors.shape != region_thickness.shape:
-            raise ValueError(f"anchors and region_thickness differ: {list(anchors.shape)}, {list(region_thickness.shape)}")
+            raise ValueError(f"anchors and region_thickness differ in shape: {list(anchors.shape)}, {list(region_thickness.shape)}")
         self.neighbours, self.locality = neighbours, locality
         self.register_buffer("anchors", anchors.detach().clone().float())
         self.register_buffer("region_thickness", region_thickness.detach().clone().float())
@@ -35,11 +40,11 @@ class Anchors(torch.nn.Module):
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], config: dict) -> "Anchors":
-        """A coder with the values of a state dict. Raises KeyError when it is another coder's."""
+        """Build a coder from its state dict and `config`. Raises KeyError if a tensor or config entry is missing."""
         return cls(state["anchors"], state["region_thickness"], config["neighbours"], config["locality"])
 
     def config(self) -> dict:
-        """The sizes, as they stand in a file's header."""
+        """Coder name, sizes and settings, as stored in a manifold file's header."""
         bases, dim = self.anchors.shape
         return {
             "coder": self.kind,
@@ -54,22 +59,23 @@ class Anchors(torch.nn.Module):
         return self.anchors.device
 
     def chunk_tokens(self, device: torch.device) -> int:
-        """Tokens in one chunk: the scores of the search are [tokens, K], and the systems of equations have k rows a token."""
+        """Tokens per chunk: search scores take K values per token, the k x k systems k rows per token."""
         bases, dim = self.anchors.shape
         values = max(bases, self.neighbours * (2 * dim + 2 * self.neighbours + GROUP))
         return min(CPU_CHUNK_TOKENS if device.type == "cpu" else CUDA_CHUNK_TOKENS, tokens_in_budget(values, device))
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Indices [n, k] of the nearest anchors of a chunk of fp32 tokens, nearest first."""
+        """Indices [n, k] of the k nearest anchors of fp32 tokens z [n, C] (one chunk), nearest first."""
         return knn(z, self.anchors, self.half_norms, self.neighbours)
 
     @torch.no_grad()
     def code(self, z: Tensor, workspace: Workspace | None = None) -> Code:
-        """Skeleton and thickness of a chunk of fp32 tokens, and their pullback.
+        """Skeleton and thickness of fp32 tokens z [n, C] (one chunk), and their pullback. `workspace` is not used.
 
-        With M = G + locality diag(G) + floor I, x = M^-1 1, w = x / sum(x) and p = M^-1 of the gradient to x,
+        With M = G + locality diag(G) + floor I, x = M^-1 1, w = x / sum(x) and p = M^-1 times the gradient to x,
         the gradient to z is sum(x) sum_i p_i D_i + sum(p) sum_j x_j D_j + 2 locality sum_i p_i x_i D_i, D_i = b_i - z:
-        one triangular solve more than the value. The set of neighbours and the region are constant almost everywhere.
+        one more Cholesky solve than the forward pass. Neighbours and region are constant almost everywhere, so they
+        add no gradient.
         """
         nearest = self.nearest(z)
         neighbours = self.anchors[nearest]

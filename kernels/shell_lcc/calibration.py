@@ -1,24 +1,27 @@
-"""Where real latents lie: quantiles of the distance on held-out data, against which every score is read."""
+"""Shell-LCC calibration: quantiles and RMS of the distance d (arXiv 2606.30248) on held-out clips.
+
+Scores are reported as percentiles of these quantiles.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# One quantile a per cent, ends included.
+# Quantiles at 0, 1, ..., 100 %.
 LEVELS = 101
-# The band holds this central share of held-out tokens.
+# Quantile levels of the band: it contains the central 90 % of held-out tokens.
 BAND = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quantiles [101] at 0, 1, ..., 100 % of the held-out distance, ascending.
+    """Quantiles [101] at 0, 1, ..., 100 % of held-out distances (unitless, ascending), and the shell's radius.
 
-    token_quantiles: of single tokens; frame_quantiles: of the mean distance of one latent frame.
-    radius: the shell's, the root mean square of the token distances. Distances of real clips have a long tail, tokens
-    with fine detail, and that radius alone leaves the energy of their residuals as it is: at the median, projection
-    takes detail away from clips that had nothing wrong with them.
+    token_quantiles: of single tokens; frame_quantiles: of the mean distance of each latent frame.
+    radius: root mean square (RMS) of the token distances. RMS, not the median: projecting onto it preserves the mean
+    residual energy. Distances have a long tail (tokens with fine detail), so the median would take detail from clean
+    clips.
     """
 
     token_quantiles: Tensor
@@ -31,14 +34,14 @@ class Calibration:
         return self.token_quantile(BAND[0]), self.token_quantile(BAND[1])
 
     def token_quantile(self, share: float) -> float:
-        """The distance below which `share` (0 to 1, whole per cents) of held-out tokens lie."""
+        """Distance below which `share` (0 to 1, rounded to whole per cents) of the held-out tokens lie."""
         return float(self.token_quantiles[round(share * (LEVELS - 1))])
 
 
 def calibrate(distances: list[Tensor]) -> Calibration:
-    """Calibration from per-clip distance maps [T, H, W] of held-out clips, every clip weighing by its tokens.
+    """Calibration from distance maps [T, H, W], one per held-out clip; every token has the same weight.
 
-    Raises ValueError when there is none.
+    Raises ValueError if the list is empty.
     """
     if not distances:
         raise ValueError("calibration needs at least one held-out clip, found none")
@@ -48,7 +51,7 @@ def calibrate(distances: list[Tensor]) -> Calibration:
 
 
 def quantiles(values: Tensor) -> Tensor:
-    """[101] quantiles of any number of values; by sorting, since torch.quantile stops at 16 million."""
+    """Quantiles [101] (fp32) of `values` of any shape, by sorting: torch.quantile accepts at most 16 million values."""
     ordered = values.flatten().sort().values
     place = torch.linspace(0, ordered.numel() - 1, LEVELS, dtype=torch.float64, device=ordered.device)
     low = place.floor().long()
@@ -57,11 +60,11 @@ def quantiles(values: Tensor) -> Tensor:
 
 
 def percentile(values: Tensor, table: Tensor) -> Tensor:
-    """Share (0 to 1) of calibration data below each value, by interpolation in a quantile table [101]; same shape."""
+    """Share (0 to 1) of calibration data below each value, interpolated in a quantile table [101]; same shape as values."""
     table = table.to(values)
     upper = torch.searchsorted(table, values.contiguous()).clamp(1, LEVELS - 1)
     left, right = table[upper - 1], table[upper]
     inside = ((values - left) / (right - left).clamp_min(1e-12)).clamp(0, 1)
     share = (upper - 1 + inside) / (LEVELS - 1)
-    # Exactly at or beyond an end of the table there is nothing to interpolate, even where several quantiles coincide.
+    # At or beyond the table's ends the share is exactly 0 or 1, even if several quantiles coincide there.
     return torch.where(values <= table[0], 0.0, torch.where(values >= table[-1], 1.0, share))

@@ -1,4 +1,7 @@
-"""Figures that say what a manifold can tell apart and what a correction does to detail."""
+"""Diagnostics for Shell-LCC: degraded latents (blur, noise), high-frequency share and AUROC.
+
+They measure what a manifold separates and how much detail a correction keeps.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,24 +9,24 @@ from torch import Tensor
 
 
 def blur(z: Tensor) -> Tensor:
-    """z [..., H, W] averaged over 3 x 3 positions (edges replicated): what over-smoothing does to a latent."""
+    """3 x 3 box blur of z [..., H, W] with replicated edges; models over-smoothing."""
     flat = z.reshape(1, -1, *z.shape[-2:])
     return F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, stride=1).reshape(z.shape)
 
 
 def half_blur(z: Tensor) -> Tensor:
-    """The mean of z [..., H, W] and its blur."""
+    """Mean of z [..., H, W] and `blur(z)`."""
     return 0.5 * (z + blur(z))
 
 
 def add_noise(z: Tensor, level: float = 0.3, seed: int = 0) -> Tensor:
-    """z plus Gaussian noise of standard deviation `level`, from a CPU generator of its own."""
+    """z plus Gaussian noise of standard deviation `level`; same shape. The noise depends only on `seed` (CPU generator)."""
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
     return z + level * noise.to(z)
 
 
 def high_frequency_share(z: Tensor) -> float:
-    """Share of the spatial FFT energy of z [..., H, W] above a quarter of Nyquist, the mean left out; 0 to 1."""
+    """Share (0 to 1) of the spatial FFT energy of z [..., H, W] above a quarter of Nyquist, without the spatial mean."""
     z = z.float()
     energy = torch.fft.fft2(z - z.mean(dim=(-2, -1), keepdim=True)).abs().square()
     fy, fx = (torch.fft.fftfreq(n, device=z.device) for n in z.shape[-2:])
@@ -32,7 +35,10 @@ def high_frequency_share(z: Tensor) -> float:
 
 
 def auroc(negative: Tensor, positive: Tensor) -> float:
-    """Probability that a value of `positive` exceeds one of `negative`, ties counted half; 0.5 is chance."""
+    """Area under the ROC curve: probability that a value of `positive` exceeds one of `negative`, ties counted half.
+
+    Tensors of any shape; 0 to 1, 0.5 is chance.
+    """
     values = torch.cat([negative.flatten(), positive.flatten()]).double()
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse][negative.numel():]

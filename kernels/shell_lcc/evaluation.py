@@ -1,7 +1,8 @@
-"""Figures of a manifold on clips that it was not fitted on: a flat loss is not a flat quality.
+"""Held-out evaluation of a Shell-LCC manifold (arXiv 2606.30248), and the split and subsampling of clips for it.
 
-A clip here is a pair (id, z) with z [C, T, h, w] fp32 in the normalised space of the manifold. Clips come as any
-iterable, so that a caller may read them one at a time; nothing of tokens x bases size is ever stored.
+The fit's loss alone does not show quality: it barely moves while results differ. A clip is a pair (id, z) with
+z [C, T, h, w] fp32 in the manifold's normalised latent space. Clips come from any iterable, so a caller can read them
+one at a time; no tensor [all tokens, bases] is stored.
 """
 
 import math
@@ -20,24 +21,24 @@ from .diagnostics import add_noise, auroc, blur
 from .manifold import ShellManifold
 
 QUANTILES = {"p01": 1, "p05": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "p99": 99}
-# A basis that gets less than this part of an even share of the softmax weight is dead: no token leans on it.
+# A basis is dead if its mean softmax weight is at most this fraction of an even share (1 / K).
 DEAD_SHARE = 0.01
 NOISE_LEVEL = 0.3
 
 
 class SplitError(ValueError):
-    """The clips cannot be parted into a fitting and a held-out side."""
+    """The clips cannot be split into a fitting set and a held-out set."""
 
 
 def held_out_split(groups: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """(fitting indices, held-out indices), both ascending, at least one each; the same from the same seed.
+    """Split clips into (fitting indices, held-out indices), both ascending and not empty; deterministic given `seed`.
 
-    groups: one name a clip; clips of one name (windows of one video, say) stay on one side, unless there is one name
-    in all. share: of the clips to hold out, 0 to 1, met from below where the groups allow. Raises SplitError for fewer
-    than two clips.
+    groups: one name per clip; clips with the same name (such as windows of one video) stay on one side, unless all
+    clips have the same name. share: fraction of clips to hold out, 0 to 1; at most max(1, round(share * clips)) are held
+    out, or the smallest group if none fits. Raises SplitError for fewer than two clips.
     """
     if len(groups) < 2:
-        raise SplitError(f"a split by clip needs at least two clips, found {len(groups)}; split_frames parts a single one")
+        raise SplitError(f"a split by clip needs at least two clips, found {len(groups)}; use split_frames for a single clip")
     if len(set(groups)) == 1:
         groups = [str(i) for i in range(len(groups))]
     names = sorted(set(groups))
@@ -48,26 +49,26 @@ def held_out_split(groups: Sequence[str], share: float, seed: int = 0) -> tuple[
     for name in order[: len(names) - 1]:
         if sum(sizes[n] for n in held) + sizes[name] <= wanted:
             held.add(name)
-    # Where every group is larger than the share, the smallest leaves most to fit on.
+    # If no group fits into the share, hold out the smallest: this leaves most clips for fitting.
     held = held or {min(order, key=sizes.get)}
     sides = ([i for i, g in enumerate(groups) if (g in held) == side] for side in (False, True))
     return tuple(sides)
 
 
 def split_frames(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The single clip z [C, T, h, w] parted in time: its first latent frames to fit on, the last third held out.
+    """Split one clip z [C, T, h, w] in time: (first latent frames to fit on, last third to hold out).
 
-    Neighbouring frames resemble each other, so figures of such a split flatter. Raises SplitError for one frame.
+    Neighbouring frames are similar, so metrics on such a split are optimistic. Raises SplitError if T is 1.
     """
     frames = z.shape[1]
     if frames < 2:
-        raise SplitError("a single clip of a single latent frame cannot be parted: give more clips, or a longer one")
+        raise SplitError("cannot split one clip with a single latent frame: give more clips or a longer clip")
     held = max(1, frames // 3)
     return z[:, : frames - held], z[:, frames - held :]
 
 
 def quotas(sizes: Sequence[int], cap: int) -> list[int]:
-    """How many tokens to draw from clips of `sizes` tokens, `cap` in all and as evenly as the short ones allow."""
+    """Tokens to draw from each of the clips with `sizes` tokens: at most `cap` in total, as even as short clips allow."""
     left, share = cap, [0] * len(sizes)
     for place, i in enumerate(sorted(range(len(sizes)), key=lambda i: (sizes[i], i))):
         share[i] = min(sizes[i], left // (len(sizes) - place))
@@ -81,9 +82,9 @@ def tokens(z: Tensor) -> Tensor:
 
 
 def draw_tokens(clip_id: str, z: Tensor, count: int, seed: int = 0) -> Tensor:
-    """`count` tokens [count, C] of z [C, T, h, w] without replacement, all of them in order when there are no more.
+    """Draw `count` tokens [count, C] of z [C, T, h, w] without replacement; all tokens, in order, if z has no more.
 
-    The draw depends on the seed and the clip's id alone, whatever other clips there are.
+    The draw depends only on the seed and the clip's id, not on other clips.
     """
     rows = tokens(z)
     if count >= len(rows):
@@ -93,7 +94,7 @@ def draw_tokens(clip_id: str, z: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def draw_frames(z: Tensor, cap: int) -> Tensor:
-    """z [C, T, h, w] with latent frames left out evenly until it has at most `cap` tokens; at least one frame stays."""
+    """Evenly spaced latent frames of z [C, T, h, w], as many as have at most `cap` tokens; at least one frame."""
     frames = max(1, min(z.shape[1], cap // (z.shape[2] * z.shape[3])))
     if frames == z.shape[1]:
         return z
@@ -101,14 +102,14 @@ def draw_frames(z: Tensor, cap: int) -> Tensor:
 
 
 def summary(d: Tensor) -> dict[str, float]:
-    """Mean and quantiles of distances of any shape: p01, p05, p25, median, p75, p95, p99."""
+    """Mean and quantiles (p01, p05, p25, median, p75, p95, p99) of distances d of any shape."""
     table = quantiles(d.detach().float().cpu())
     return {"mean": float(d.double().mean())} | {name: float(table[place]) for name, place in QUANTILES.items()}
 
 
 @torch.no_grad()
 def score(manifold: ShellManifold, z: Tensor) -> Tensor:
-    """Distance map [T, h, w] on the CPU of one clip z [C, T, h, w]."""
+    """Distance map [T, h, w] of one clip z [C, T, h, w], on the CPU."""
     return manifold.distance(z[None])[0].cpu()
 
 
@@ -119,20 +120,21 @@ def evaluate(
     seed: int = 0,
     on_clip: Callable[[str], None] | None = None,
 ) -> dict:
-    """Held-out figures as a JSON-able dict.
+    """Metrics of a manifold on held-out clips, as a JSON-serialisable dict.
 
     clips, tokens            counts
     distance                 `summary` of the clean tokens' distances (unitless)
     reconstruction           mse of the skeleton per value, and relative: mse over the tokens' variance per channel
-    codebook                 bases; perplexity exp(entropy of usage), 1 to bases; dead bases; usage is the mean softmax
-                             weight (predictor; dead: under 1 % of an even share) or the nearest-anchor count (anchors)
+    codebook                 bases; perplexity exp(entropy of usage), 1 to bases; number of dead bases. Predictor: usage
+                             is the mean softmax weight, dead means at most 1 % of an even share; anchors: usage is the
+                             share of tokens with this nearest anchor, dead means none
     auroc_clean_over_blurred, auroc_noisy_over_clean
-                             probability that a token of the first is the more distant one (0.5 is chance)
-    ordered                  share of clips whose mean distance is blurred < clean < noisy
+                             probability that a token of the first kind has the larger distance (0.5 is chance)
+    ordered                  share of clips whose mean distances are ordered blurred < clean < noisy
     outside_band             share of clean tokens outside the calibrated band, or None without calibration
 
     blurred: `diagnostics.blur`; noisy: Gaussian noise of standard deviation `noise`, from `seed`.
-    on_clip(id) is called after every clip and may raise to interrupt. Raises ValueError without clips.
+    on_clip(id) is called after every clip and may raise to interrupt. Raises ValueError if there are no clips.
     """
     seen = {"clean": [], "blurred": [], "noisy": []}
     ordered = []
@@ -148,7 +150,7 @@ def evaluate(
         if on_clip is not None:
             on_clip(clip_id)
     if not ordered:
-        raise ValueError("figures need at least one held-out clip, found none")
+        raise ValueError("evaluation needs at least one held-out clip, found none")
     clean, blurred, noisy = (torch.cat(seen[name]) for name in ("clean", "blurred", "noisy"))
     outside = None if manifold.calibration is None else float(manifold.outside_band(clean).double().mean())
     return {
@@ -164,7 +166,7 @@ def evaluate(
 
 
 class CodingStatistics:
-    """Sums over tokens, a chunk at a time, of how well and with which bases a coder codes them."""
+    """Running sums over tokens, in chunks: reconstruction error and variance, and how much each basis is used."""
 
     def __init__(self, coder: Coder):
         self.coder = coder
@@ -175,7 +177,7 @@ class CodingStatistics:
 
     @torch.no_grad()
     def add(self, z: Tensor) -> None:
-        """Takes in tokens z [N, C] (fp32, on any device)."""
+        """Add tokens z [N, C] (fp32, on any device) to the sums."""
         z = z.to(self.coder.device)
         for rows in streamed.chunks(self.coder, z):
             token = z[rows]
