@@ -32,7 +32,7 @@ class Anchors(torch.nn.Module):
         if not 1 <= neighbours <= anchors.shape[0]:
             raise ValueError(f"neighbours must be between 1 and the {anchors.shape[0]} anchors, got {neighbours}")
         if anchors.shape != region_thickness.shape:
-            raise ValueError(f"anchors and region_thickness differ in shape: {list(anchors.shape)}, {list(region_thickness.shape)}")
+            raise ValueError(f"anchors and region_thickness differ: {list(anchors.shape)}, {list(region_thickness.shape)}")
         self.neighbours, self.locality = neighbours, locality
         self.register_buffer("anchors", anchors.detach().clone().float())
         self.register_buffer("region_thickness", region_thickness.detach().clone().float())

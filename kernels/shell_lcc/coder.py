@@ -34,7 +34,7 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
-        """First `rows` rows of buffer `name`, created like `like` if absent or too short; holds old or uninitialised values."""
+        """First `rows` rows of buffer `name`, created like `like` if missing or too short; has old or uninitialised values."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape[0] < rows:
             buffer = self._buffers[name] = like.new_empty(rows, columns)

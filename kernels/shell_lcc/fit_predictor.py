@@ -1,7 +1,7 @@
-"""The two losses of the amortised coder (arXiv 2606.30248, sections on LCC and on the shell), and a start for it.
+"""Shell-LCC losses of the amortised coder (arXiv 2606.30248), LCC and shell stage, and its initialisation.
 
-The losses are minimised one after the other: fitted together, the skeleton drifts under the shell head and the distance
-is no longer calibrated. Stage 1 fits everything but the surface head, stage 2 the surface head alone.
+Stage 1 fits all parameters except the surface head, stage 2 only the surface head. Fitted together, the skeleton would
+drift under the surface head and the distance would no longer be calibrated.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,15 @@ BASIS_WEIGHT = 0.1
 THICKNESS_WEIGHT = 0.01
 START_TOKENS = 1 << 15
 RIDGE = 1e-4
-# Bases x tokens of one piece of the search for each basis' nearest token.
+# Memory of one block [bases, tokens] of fp32 scores in the search for each basis' nearest token.
 SEARCH_BYTES = 32 << 20
 
 
 class LccLoss(NamedTuple):
-    """total = reconstruction + locality_weight * locality + usage_weight * usage + basis_weight * basis; all scalars."""
+    """Loss of stage 1; all scalars.
+
+    total = reconstruction + locality_weight * locality + usage_weight * usage + basis_weight * basis
+    """
 
     total: Tensor
     reconstruction: Tensor
@@ -33,7 +36,7 @@ class LccLoss(NamedTuple):
 
 
 class ShellLoss(NamedTuple):
-    """total = radial + 0.01 * size; all scalars. distance: the batch's mean d, for the eye."""
+    """Loss of stage 2; all scalars: total = radial + weight * size. distance: mean d of the batch, detached, for logs."""
 
     total: Tensor
     radial: Tensor
@@ -44,20 +47,20 @@ class ShellLoss(NamedTuple):
 def locality(z: Tensor, w: Tensor, basis: Tensor) -> Tensor:
     """mean_n sum_k w_nk ||z_n - b_k||^2 for z [N, C], w [N, K] with rows that sum to one, basis [K, C].
 
-    Expanded to mean_n ||z_n||^2 - 2 z_n . (w b)_n + w_n . ||b||^2, so that nothing of size [N, K, C] is made.
+    Expanded to mean_n ||z_n||^2 - 2 z_n . (w b)_n + w_n . ||b||^2, so that no tensor [N, K, C] is stored.
     """
     mixed = (z * (w @ basis)).sum(dim=1)
     return (z.square().sum(dim=1) - 2 * mixed + w @ basis.square().sum(dim=1)).mean()
 
 
 def usage_divergence(w: Tensor) -> Tensor:
-    """KL(mean usage || uniform) in nats, 0 to log K, of weights w [N, K]: large when few bases carry the batch."""
+    """KL(mean usage || uniform) in nats, 0 to log K, of weights w [N, K]: large if few bases have most of the weight."""
     usage = w.mean(dim=0)
     return torch.special.xlogy(usage, usage * w.shape[1]).sum()
 
 
 def basis_distance(z: Tensor, basis: Tensor) -> Tensor:
-    """mean_k ||b_k - nearest of z||^2 for z [N, C] and basis [K, C]: keeps every basis among the data."""
+    """mean_k ||b_k - nearest token of z||^2 for z [N, C] and basis [K, C]: keeps every basis close to the data."""
     rows = max(1, SEARCH_BYTES // (4 * len(z)))
     with torch.no_grad():
         half_norms = 0.5 * z.square().sum(dim=1)
@@ -73,10 +76,11 @@ def lcc_loss(
     usage_weight: float = USAGE_WEIGHT,
     basis_weight: float = BASIS_WEIGHT,
 ) -> LccLoss:
-    """Stage 1 on tokens z [N, C] with their weights w = coder.weights(z) [N, K].
+    """Loss of stage 1 for tokens z [N, C] and their weights w = coder.weights(z) [N, K].
 
     mse(s, z) + locality_weight * mean_n sum_k w_nk ||z_n - b_k||^2 + usage_weight * KL(mean usage || uniform)
-    + basis_weight * mean_k ||b_k - nearest token of the batch||^2. A weight of 0 leaves usage or basis out.
+    + basis_weight * mean_k ||b_k - nearest token of the batch||^2. The usage and basis terms
+    are skipped (0) if their weight is 0.
     """
     zero = z.new_zeros(())
     reconstruction = (coder.skeleton(w) - z).square().mean()
@@ -88,9 +92,9 @@ def lcc_loss(
 
 
 def shell_loss(z: Tensor, skeleton: Tensor, log_thickness: Tensor, weight: float = THICKNESS_WEIGHT) -> ShellLoss:
-    """Stage 2: mean (d - 1)^2 + weight * mean v^2 with d = ||(z - s) / (exp(v) + 1e-6)||.
+    """Loss of stage 2: mean (d - 1)^2 + weight * mean v^2 with d = ||(z - s) / (exp(v) + 1e-6)||_2.
 
-    z, skeleton s and log_thickness v = coder.surface_head(s): [N, C]; s without gradient.
+    z, skeleton s and log_thickness v = coder.surface_head(s): [N, C]. Pass s without gradient.
     """
     d = torch.linalg.vector_norm((z - skeleton) / (log_thickness.exp() + EPSILON), dim=1)
     radial, size = (d - 1).square().mean(), log_thickness.square().mean()
@@ -98,25 +102,25 @@ def shell_loss(z: Tensor, skeleton: Tensor, log_thickness: Tensor, weight: float
 
 
 def prepare_lcc(coder: Predictor) -> None:
-    """Stage 1's state: gradients for all but the surface head, BatchNorm on batch statistics."""
+    """Prepare stage 1: gradients for all parameters except the surface head, BatchNorm on batch statistics."""
     coder.train(True).requires_grad_(True)
     coder.surface_head.requires_grad_(False)
 
 
 def prepare_shell(coder: Predictor) -> None:
-    """Stage 2's state: gradients for the surface head alone, BatchNorm on its running statistics."""
+    """Prepare stage 2: gradients only for the surface head, BatchNorm in evaluation mode (running statistics)."""
     coder.train(False).requires_grad_(False)
     coder.surface_head.requires_grad_(True)
 
 
 @torch.no_grad()
 def start_by_regression(coder: Predictor, z: Tensor) -> None:
-    """Sets BatchNorm's statistics and the last layer so that tokens z [N, C] begin near softmax(-||z - b_k||^2 / t).
+    """Initialise BatchNorm's statistics and the last layer: weights of tokens z [N, C] start near softmax(-||z - b_k||^2 / t).
 
-    t is the mean squared distance to the nearest basis. The logits wanted, (2 z . b_k - ||b_k||^2) / t up to a constant
-    per token, are linear in z, and z is linear in the random hidden features up to a small rest, found by ridge
-    regression in fp64 on the CPU. From the usual random start most bases never get any weight. Uses at most 32768 tokens
-    (the first: pass them shuffled); leaves the coder on the CPU, in training mode.
+    t is the mean squared distance to the nearest basis. Up to a constant per token, these logits are
+    (2 z . b_k - ||b_k||^2) / t, which is linear in z, and z is approximated linearly from the random hidden features by
+    ridge regression (fp64, CPU). With the usual random initialisation, most bases never get any weight. Uses the first
+    32768 tokens: pass them shuffled. Modifies the coder in place and leaves it on the CPU in training mode.
     """
     z = z[:START_TOKENS].float().cpu()
     coder.to("cpu").train(False)

@@ -1,4 +1,4 @@
-"""A picture of where a latent leaves the shell: blue is smoother than real video, red is noisier, dark is neither."""
+"""Heat map of Shell-LCC distances (arXiv 2606.30248): blue is smoother than real video, red noisier, dark typical."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from .manifold import ShellManifold
 
 
 def position(manifold: ShellManifold, distance: Tensor) -> Tensor:
-    """Where distances lie on the colour axis, -1 to 1; same shape.
+    """Map distances to colour positions from -1 (smoother) to 1 (noisier); same shape.
 
-    Within the calibrated band by percentile, cubed so that ordinary tokens stay dark; beyond an edge by octaves of
-    distance from it. Without calibration by octaves around the radius.
+    Inside the calibrated band: the percentile, scaled and cubed so that typical tokens stay dark. Outside: log2 of the
+    distance over the band's nearest edge. Without calibration: log2 of the distance over the radius.
     """
     if manifold.calibration is None:
         return torch.log2(distance.clamp_min(1e-6) / manifold.radius).clamp(-1, 1)
@@ -24,9 +24,9 @@ def position(manifold: ShellManifold, distance: Tensor) -> Tensor:
 
 
 def heat_map(manifold: ShellManifold, distance: Tensor, video_frames: bool) -> Tensor:
-    """IMAGE [N, height, width, 3] in pixels of distances [B, T, H, W], the items of a batch one after another.
+    """Images [N, height, width, 3], RGB in [0, 1] at pixel resolution, of distances [B, T, H, W], one clip after another.
 
-    video_frames: as many images as the decoded clips have frames, instead of one a latent frame.
+    video_frames: if True, one image per frame of the decoded clips, else one per latent frame.
     """
     space = manifold.space
     images = heat_map_colour(position(manifold, distance))

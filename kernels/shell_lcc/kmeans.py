@@ -1,16 +1,16 @@
-"""k-means, by FAISS, and Lloyd's algorithm in plain torch as its reference."""
+"""k-means clustering with FAISS, and Lloyd's algorithm in plain torch as reference."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# As many as FAISS itself would sample; more cost time and gain nothing.
+# FAISS's own default sample size; more tokens take longer and do not improve the centroids.
 TOKENS_PER_CENTROID = 256
 
 
 def kmeans_naive(tokens: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """Centroids [K, C] after Lloyd's iterations on tokens [N, C] from start [K, C]; an empty cluster keeps its place."""
+    """Centroids [K, C] after Lloyd's iterations on tokens [N, C] from start [K, C]; an empty cluster keeps its centroid."""
     centroids = start.clone()
     for _ in range(iterations):
         nearest = torch.cdist(tokens, centroids).argmin(dim=1)
@@ -27,11 +27,11 @@ def kmeans(
     seed: int = 0,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """`count` centroids [K, C] of tokens [N, C], on the CPU in fp32, the same from the same seed.
+    """Centroids [count, C] of tokens [N, C], fp32 on the CPU; deterministic given `seed`.
 
-    At most TOKENS_PER_CENTROID tokens a centroid are used, drawn by the seed. on_iteration(done, iterations) is called
-    after each iteration and may raise to interrupt.
-    Raises ValueError when there are fewer tokens than centroids, ImportError when FAISS is not installed.
+    Uses at most TOKENS_PER_CENTROID tokens per centroid, drawn at random with `seed`. on_iteration(done, iterations) is
+    called after each iteration and may raise to interrupt.
+    Raises ValueError if there are fewer tokens than centroids, ImportError if FAISS is not installed.
     """
     if tokens.shape[0] < count:
         raise ValueError(f"{count} centroids need as many tokens, found {tokens.shape[0]}: give more clips or fewer anchors")
@@ -42,7 +42,7 @@ def kmeans(
     order = torch.randperm(tokens.shape[0], generator=torch.Generator().manual_seed(seed))
     data = tokens.detach()[order[: TOKENS_PER_CENTROID * count].to(tokens.device)].float().cpu().contiguous().numpy()
     centroids = None
-    # One iteration a call: FAISS itself can be neither watched nor interrupted.
+    # One iteration per call, because FAISS neither reports progress nor can be interrupted.
     for done in range(1, iterations + 1):
         step = faiss.Kmeans(
             data.shape[1], count, niter=1, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(data)
