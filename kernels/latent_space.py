@@ -1,9 +1,9 @@
-"""Latent spaces: which VAE a latent belongs to, and whether it is raw or normalised.
+"""Latent spaces: channel statistics of each VAE's latents, raw and normalised latents, and checks between them.
 
-A *raw* latent is what a VAE's encoder returns and what a ComfyUI LATENT wire carries. A *normalised* latent is
-(raw - mean[c]) / std[c], the space in which a diffusion model's x0 lives and in which every score of this pack is
-defined. Scoring a raw latent as if it were normalised gives a plausible number that means nothing, so whoever reads a
-latent states which of the two it is, and `require_state` contradicts a statement that the statistics do not bear out.
+A *raw* latent is the output of a VAE's encoder and the content of a ComfyUI LATENT. A *normalised* latent is
+(raw - mean[c]) / std[c], the space of a diffusion model's x0, in which all scores of this pack are defined. Scoring a
+raw latent as normalised gives a plausible but meaningless number. So code that reads a latent states its kind, and
+`require_state` raises an error if the latent's statistics contradict it.
 """
 
 import hashlib
@@ -18,15 +18,16 @@ NORMALISED = "normalised"
 
 
 class LatentSpaceError(ValueError):
-    """A latent, file or model belongs to another latent space than the one at hand."""
+    """A latent, file or model does not belong to the expected latent space."""
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """One VAE's latent space.
+    """Latent space of one VAE.
 
-    id: short name, for example `wan21`; channels: C; mean, std: C floats each, of raw latents;
-    spatial_stride, temporal_stride: pixels (frames) per latent position; the first frame has a position of its own.
+    id: short name, for example `wan21`; channels: C; mean, std: C floats each, of raw latents, std > 0;
+    spatial_stride: pixels per latent position; temporal_stride: video frames per latent frame, except the first latent
+    frame, which encodes one video frame. Raises LatentSpaceError if mean or std do not have C values or a std is not > 0.
     """
 
     id: str
@@ -46,36 +47,36 @@ class LatentSpace:
             raise LatentSpaceError(f"latent space '{self.id}': every std must be positive")
 
     def normalise(self, raw: Tensor, dim: int = 1) -> Tensor:
-        """(raw - mean) / std along channel axis `dim`, same shape and dtype. Raises LatentSpaceError on wrong channels."""
+        """(raw - mean) / std along channel axis `dim`; same shape and dtype. Raises LatentSpaceError on wrong channels."""
         mean, std = self._constants(raw, dim)
         return (raw - mean) / std
 
     def denormalise(self, z: Tensor, dim: int = 1) -> Tensor:
-        """z * std + mean along channel axis `dim`: the inverse of `normalise`."""
+        """z * std + mean along channel axis `dim`, the inverse of `normalise`. Raises LatentSpaceError on wrong channels."""
         mean, std = self._constants(z, dim)
         return z * std + mean
 
     def require_channels(self, x: Tensor, dim: int, source: str) -> None:
-        """Raises LatentSpaceError naming `source` unless axis `dim` of x has this space's channel count."""
+        """Raise LatentSpaceError that names `source` unless axis `dim` of x has this space's channel count."""
         if x.shape[dim] != self.channels:
             raise LatentSpaceError(
                 f"{source}: expected {self.channels} channels (latent space '{self.id}') on axis {dim}, "
-                f"found shape {list(x.shape)}; use a latent made by the VAE of '{self.id}'"
+                f"found shape {list(x.shape)}; use a latent encoded by the VAE of '{self.id}'"
             )
 
     def require_video(self, x: Tensor, source: str) -> None:
-        """Raises ValueError naming `source` unless x is a finite video latent [B, C, T, H, W] of this space's channels."""
+        """Raise ValueError that names `source` unless x is a finite video latent [B, C, T, H, W] with this space's C."""
         if x.ndim != 5:
             raise ValueError(
                 f"{source}: expected a video latent [batch, channels, frames, height, width], found shape {list(x.shape)}; "
-                "use one that a video VAE made, or an empty video latent"
+                "use a latent from a video VAE or an empty video latent"
             )
         self.require_channels(x, 1, source)
         if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"{source}: found NaN or infinite values; look at what made the latent (often fp16 overflow)")
+            raise ValueError(f"{source}: found NaN or infinite values; check what made the latent (often fp16 overflow)")
 
     def same_as(self, other: "LatentSpace") -> bool:
-        """True when both normalise alike, whatever they are called."""
+        """True if both have the same channels, mean and std (to 1e-3); ids and strides are not compared."""
         return self.channels == other.channels and _close(self.mean, other.mean) and _close(self.std, other.std)
 
     def to_json(self) -> str:
@@ -83,7 +84,7 @@ class LatentSpace:
 
     @classmethod
     def from_json(cls, text: str) -> "LatentSpace":
-        """Raises ValueError, KeyError or TypeError when the text is not such a description."""
+        """Parse the text of `to_json`. Raises ValueError, KeyError or TypeError if it is not valid."""
         d = json.loads(text)
         space = cls(
             str(d["id"]),
@@ -95,7 +96,7 @@ class LatentSpace:
         )
         known = KNOWN.get(space.id)
         if known is not None and not known.same_as(space):
-            raise LatentSpaceError(f"latent space '{space.id}' is declared with other means or stds than its own")
+            raise LatentSpaceError(f"latent space '{space.id}' is declared with other means or stds than the known space has")
         return space
 
     def _constants(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -141,14 +142,17 @@ KNOWN: dict[str, LatentSpace] = {s.id: s for s in (WAN21, WAN22)}
 
 
 def by_id(space_id: str) -> LatentSpace:
-    """A known space by its id. Raises LatentSpaceError listing the known ids."""
+    """Known latent space with this id. Raises LatentSpaceError that lists the known ids."""
     if space_id not in KNOWN:
-        raise LatentSpaceError(f"unknown latent space '{space_id}': known are {', '.join(KNOWN)}")
+        raise LatentSpaceError(f"unknown latent space '{space_id}': expected one of {', '.join(KNOWN)}")
     return KNOWN[space_id]
 
 
 def identify(mean, std, spatial_stride: int = 8, temporal_stride: int = 4) -> LatentSpace:
-    """The known space with these constants, else a custom one whose id is derived from them."""
+    """Known latent space with these means and stds, else a custom one with an id hashed from them.
+
+    mean, std: C floats each; the strides are used only for a custom space. Raises LatentSpaceError as LatentSpace does.
+    """
     mean, std = tuple(float(v) for v in mean), tuple(float(v) for v in std)
     for space in KNOWN.values():
         if _close(mean, space.mean) and _close(std, space.std):
@@ -158,21 +162,21 @@ def identify(mean, std, spatial_stride: int = 8, temporal_stride: int = 4) -> La
 
 
 def from_comfy(latent_format) -> LatentSpace:
-    """The space of a ComfyUI latent format (`model.get_model_object("latent_format")`).
+    """Latent space of a ComfyUI latent format (`model.get_model_object("latent_format")`).
 
-    The constants are read off `process_in` itself, which is affine per channel, so that a format needs no attribute of
-    a particular name. Raises LatentSpaceError when the format is not affine per channel.
+    Mean and std are computed from three calls of `process_in`, so they do not depend on attribute names of the format.
+    Raises LatentSpaceError if `process_in` is not affine per channel with a positive scale.
     """
     channels, name = latent_format.latent_channels, type(latent_format).__name__
     probe = torch.stack([torch.full((channels, 1, 1, 1), v) for v in (0.0, 1.0, 2.0)])
     try:
         zero, one, two = (latent_format.process_in(p[None])[0].flatten() for p in probe)
     except (RuntimeError, ValueError, TypeError) as e:
-        raise LatentSpaceError(f"latent format {name} does not take a video latent of {channels} channels: {e}") from e
+        raise LatentSpaceError(f"latent format {name} cannot process a video latent of {channels} channels: {e}") from e
     slope = one - zero
     affine = zero.numel() == channels and torch.allclose(two - one, slope, atol=1e-4)
     if not affine or not bool((slope > 0).all()):
-        raise LatentSpaceError(f"latent format {name} is no shift and scale per channel: no latent space can be read off it")
+        raise LatentSpaceError(f"latent format {name} is not a shift and positive scale per channel, so it is not supported")
     std = 1.0 / slope
     return identify(
         (-zero * std).tolist(),
@@ -183,13 +187,14 @@ def from_comfy(latent_format) -> LatentSpace:
 
 
 def from_diffusers(config) -> LatentSpace:
-    """The space of a diffusers VAE config (`z_dim`, `latents_mean`, `latents_std`; AutoencoderKLWan's own names).
+    """Latent space of a diffusers VAE config with AutoencoderKLWan's entries `latents_mean` and `latents_std`.
 
-    Raises LatentSpaceError when the config lacks them.
+    `scale_factor_spatial` and `scale_factor_temporal` are optional (8 and 4). Raises LatentSpaceError if either of the
+    first two is missing.
     """
     missing = [k for k in ("latents_mean", "latents_std") if config.get(k) is None]
     if missing:
-        raise LatentSpaceError(f"the VAE's config has no {' and no '.join(missing)}: its latents cannot be normalised")
+        raise LatentSpaceError(f"the VAE config has no {' and no '.join(missing)}, so its latents cannot be normalised")
     return identify(
         config["latents_mean"],
         config["latents_std"],
@@ -201,7 +206,8 @@ def from_diffusers(config) -> LatentSpace:
 def log_odds_raw(x: Tensor, space: LatentSpace, dim: int = 1) -> float:
     """Mean log likelihood ratio per value (nats) of "x is raw" against "x is normalised", from channel moments.
 
-    Positive: the channel means and variances look like the space's own constants; negative: like 0 and 1.
+    Positive: channel means and variances are closer to the space's mean and std^2; negative: closer to 0 and 1.
+    Raises LatentSpaceError if axis `dim` of x has another number of channels.
     """
     space.require_channels(x, dim, "latent")
     rows = x.detach().float().movedim(dim, 0).reshape(space.channels, -1)
@@ -213,18 +219,18 @@ def log_odds_raw(x: Tensor, space: LatentSpace, dim: int = 1) -> float:
 
 
 def require_state(x: Tensor, space: LatentSpace, state: str, source: str, dim: int = 1) -> None:
-    """Raises LatentSpaceError, naming `source`, when x is stated to be `state` and its statistics say the other.
+    """Raise LatentSpaceError that names `source` if the statistics of x contradict its stated `state`.
 
-    state: RAW or NORMALISED. A heuristic on channel moments: callers offer the user a way to overrule it.
+    state: RAW or NORMALISED. The check is a heuristic on channel moments, so callers offer a way to skip it.
     """
     odds = log_odds_raw(x, space, dim)
     if state == NORMALISED and odds > 0:
         raise LatentSpaceError(
-            f"{source}: stated to be normalised, but its channel means and variances are those of raw "
+            f"{source}: stated to be normalised, but its channel means and variances look like those of raw "
             f"'{space.id}' VAE latents; normalise it first: (latent - mean) / std per channel"
         )
     if state == RAW and odds < 0:
         raise LatentSpaceError(
-            f"{source}: stated to be raw, but its channel means and variances are those of normalised "
+            f"{source}: stated to be raw, but its channel means and variances look like those of normalised "
             f"'{space.id}' latents; it would be normalised twice"
         )

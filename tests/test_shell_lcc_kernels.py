@@ -385,14 +385,14 @@ def test_damaged_manifolds_are_refused(tmp_path):
     table = torch.linspace(0, 1, LEVELS)
     cases = [
         (nan, config, WAN21, "'anchors' has NaN"),
-        ({"anchors": good["anchors"]}, config, WAN21, "do not make a anchors coder"),
+        ({"anchors": good["anchors"]}, config, WAN21, "tensors do not match coder 'anchors'"),
         (good, {**config, "coder": "diffusion"}, WAN21, "found coder 'diffusion'"),
         (good, config, WAN22, "16 channels, its latent space 48"),
         ({**good, "token_quantiles": table, "frame_quantiles": table}, config, WAN21, "calibration is damaged"),
         ({**good, "token_quantiles": table}, config, WAN21, "calibration is damaged"),
         ({**good, "token_quantiles": table[:5], "frame_quantiles": table}, config, WAN21, "calibration is damaged"),
-        (dict(make_predictor().state_dict()), config, WAN21, "do not make a anchors coder"),
-        (good, {"coder": "predictor"}, WAN21, "do not make a predictor coder"),
+        (dict(make_predictor().state_dict()), config, WAN21, "tensors do not match coder 'anchors'"),
+        (good, {"coder": "predictor"}, WAN21, "tensors do not match coder 'predictor'"),
     ]
     for tensors, header, space, message in cases:
         with pytest.raises(formats.FormatError, match=message):

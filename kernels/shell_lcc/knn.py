@@ -1,4 +1,4 @@
-"""Exact k nearest anchors of every token, in L2."""
+"""Exact k-nearest-neighbour search of tokens among anchors (L2 distance)."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,19 @@ GROUP = 16
 
 
 def knn_naive(z: Tensor, anchors: Tensor, k: int) -> Tensor:
-    """Indices [N, k] of the k nearest of anchors [K, C] to z [N, C], nearest first: a full sort of [N, K]."""
+    """Reference: indices [N, k] of the k nearest anchors [K, C] of z [N, C], nearest first; stores distances [N, K]."""
     return torch.cdist(z, anchors).topk(k, dim=1, largest=False).indices
 
 
 def knn(z: Tensor, anchors: Tensor, half_norms: Tensor, k: int) -> Tensor:
-    """As knn_naive, with half_norms [K] = 0.5 * ||anchor||^2 given, for one chunk of tokens.
+    """Same as `knn_naive` for one chunk of tokens, with precomputed half_norms [K] = 0.5 * ||anchor||^2.
 
-    A token's k nearest anchors lie in the k groups of anchors with the smallest minima, so a selection over K anchors
-    becomes one vectorised minimum and two selections over K / GROUP and k * GROUP: exact, and several times faster than
-    selecting from K on a CPU.
+    A token's k nearest anchors lie in the k groups of anchors with the smallest minima. So topk over K anchors is replaced
+    by one vectorised minimum and two topk over K / GROUP and k * GROUP values: exact, and several times faster on a CPU.
+    Uses topk over K directly if K is not a multiple of GROUP or there are at most k groups.
     """
     n, count = z.shape[0], anchors.shape[0]
-    # Half the squared distance less the token's own half norm: the order is the same and the token's norm is not needed.
+    # Half the squared distance minus 0.5 * ||z||^2: that term is the same for all anchors, so the order is the same.
     score = torch.addmm(half_norms, z, anchors.t(), alpha=-1.0)
     if count % GROUP or count // GROUP <= k:
         return score.topk(k, dim=1, largest=False).indices

@@ -1,4 +1,4 @@
-"""A fitted Shell-LCC manifold: a coder, its latent space and its calibration, in memory and on disk."""
+"""Shell-LCC manifold (arXiv 2606.30248): coder, latent space and calibration; scoring, correction, save and load."""
 
 from pathlib import Path
 
@@ -16,21 +16,23 @@ from .pull import descend, project
 
 KIND = "shell_lcc"
 METHODS = ("project", "band", "gradient", "minimise")
-# The fit's own objective puts real tokens at distance 1; it stands in where no held-out data was ever seen.
+# Shell radius without calibration: the fit's objective puts real tokens at distance 1.
 NOMINAL_RADIUS = 1.0
-# Moving a token moves its skeleton point a little: one that is put on the band's edge would be found just outside.
+# Share of the band's width. Moving a token also moves its skeleton point, so a token moved exactly to the band's edge would
+# be measured just outside.
 BAND_MARGIN = 0.05
 
 
 class UncalibratedError(ValueError):
-    """The manifold has no held-out quantiles and something was asked that only they can answer."""
+    """The operation needs held-out quantiles, and the manifold has no calibration."""
 
 
 class ShellManifold(torch.nn.Module):
-    """Scores and corrects *normalised* video latents z [B, C, T, H, W] of its latent space, token by token.
+    """Scores and corrects each token of *normalised* video latents z [B, C, T, H, W].
 
-    coder: Predictor or Anchors; space: the LatentSpace it was fitted in; calibration: held-out quantiles or None;
-    name: shown in messages. Latents of any float dtype and layout go in; arithmetic is fp32, results keep the dtype.
+    coder: Predictor or Anchors; space: LatentSpace in which it was fitted; calibration: held-out quantiles or None;
+    name: used in error messages. Latents can have any float dtype and memory layout and be on any device. Arithmetic is
+    fp32 on the coder's device; distances are fp32, corrected latents have the dtype of z.
     """
 
     def __init__(
@@ -48,53 +50,64 @@ class ShellManifold(torch.nn.Module):
 
     @property
     def radius(self) -> float:
-        """The shell's radius: the held-out root mean square distance, or 1, the fit's own target, without calibration."""
+        """Shell radius: RMS of the held-out distances, or 1 (the fit's target) without calibration."""
         return self.calibration.radius if self.calibration else NOMINAL_RADIUS
 
     @property
     def band(self) -> tuple[float, float]:
-        """The distances between which the central 90 % of held-out tokens lie. Raises UncalibratedError."""
+        """(5 %, 95 %) quantiles of the held-out token distances. Raises UncalibratedError if not calibrated."""
         return self.calibrated("a band").band
 
     def calibrated(self, wanted: str) -> Calibration:
-        """The calibration, or UncalibratedError saying what was wanted of it and how to make one."""
+        """The calibration. Without one, raises UncalibratedError that names `wanted` and how to calibrate."""
         if self.calibration is None:
             raise UncalibratedError(
                 f"manifold '{self.name}' has no calibration, so {wanted} is not known; "
-                "fit one with the Fit Shell-LCC node or `python -m trainers.shell_lcc fit`, "
-                "or give --calibrate LATENTS to `import`"
+                "fit a manifold with the Fit Shell-LCC node or `python -m trainers.shell_lcc fit`, "
+                "or pass --calibrate LATENTS to `import`"
             )
         return self.calibration
 
     def distance(self, z: Tensor) -> Tensor:
-        """Distance map [B, T, H, W] (fp32, on z's device) of z [B, C, T, H, W]; differentiable with respect to z."""
+        """Distance map [B, T, H, W] (fp32, >= 0, on z's device) of z [B, C, T, H, W]; differentiable with respect to z.
+
+        Raises ValueError if z is not 5-dimensional or has other channels than the latent space.
+        """
         tokens = self._tokens(z)
         d = streamed.Distance.apply(tokens, self.coder) if tokens.requires_grad else streamed.distance(self.coder, tokens)
         return d.view(z.shape[0], *z.shape[2:]).to(z.device)
 
     def outside_band(self, distance: Tensor) -> Tensor:
-        """True where a distance lies outside the calibrated band; same shape. Raises UncalibratedError."""
+        """Boolean mask, same shape: True where a distance is outside `band`. Raises UncalibratedError if not calibrated."""
         low, high = self.band
         return (distance < low) | (distance > high)
 
     def token_percentile(self, distance: Tensor) -> Tensor:
-        """Share (0 to 1) of held-out tokens with a smaller distance; same shape. Raises UncalibratedError."""
+        """Share (0 to 1) of held-out tokens with a smaller distance; same shape.
+
+        Raises UncalibratedError without calibration.
+        """
         return percentile(distance, self.calibrated("a percentile").token_quantiles)
 
     def frame_percentile(self, mean_distance: Tensor) -> Tensor:
-        """Share (0 to 1) of held-out latent frames with a smaller mean distance. Raises UncalibratedError."""
+        """Share (0 to 1) of held-out latent frames with a smaller mean distance; same shape.
+
+        Raises UncalibratedError without calibration.
+        """
         return percentile(mean_distance, self.calibrated("a percentile").frame_quantiles)
 
     def pull(
         self, z: Tensor, method: str = "project", strength: float = 1.0, radius: float | None = None, trust: float = 0.2
     ) -> Tensor:
-        """z [B, C, T, H, W] corrected token by token; same shape, dtype and device.
+        """Correct each token of z [B, C, T, H, W]; same shape, dtype and device.
 
-        method: `project` onto the shell; `band` into the calibrated 5-95 % band; `gradient` steps into that band;
-        `minimise` the distance itself, the released objective, for comparison only.
-        strength: 0 (unchanged) to 1 (all the way). radius: replaces the calibrated one; the band scales with it.
-        trust: largest relative change of a token's length, > 0.
-        Raises ValueError on an unknown method or a value out of range, UncalibratedError when a band is not known.
+        method: `project`: closed-form projection onto the shell; `band`: closed-form projection into the calibrated 5-95 %
+        band; `gradient`: gradient steps into that band; `minimise`: gradient steps that minimise the distance, as in the
+        released code (for comparison only).
+        strength: 0 (unchanged) to 1 (full correction). radius: replaces the calibrated radius, > 0; the band scales with it.
+        trust: largest ||change|| / ||token||, > 0.
+        Raises ValueError on an unknown method, a value out of range or latents of another shape, UncalibratedError if the
+        method needs the band and there is no calibration.
         """
         if method not in METHODS:
             raise ValueError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
@@ -119,12 +132,12 @@ class ShellManifold(torch.nn.Module):
     def _tokens(self, z: Tensor) -> Tensor:
         if z.ndim != 5 or z.shape[1] != self.space.channels:
             wanted = f"latents [B, {self.space.channels}, T, H, W] of '{self.space.id}'"
-            raise ValueError(f"manifold '{self.name}' takes {wanted}, found {list(z.shape)}")
+            raise ValueError(f"manifold '{self.name}': expected {wanted}, found shape {list(z.shape)}")
         return z.movedim(1, -1).reshape(-1, z.shape[1]).to(self.device, torch.float32)
 
 
 def save(manifold: ShellManifold, path: str | Path) -> None:
-    """Writes the manifold in the pack's format; never leaves half a file."""
+    """Write the manifold to a safetensors file in the pack's format, atomically. Raises OSError if it cannot be written."""
     tensors = dict(manifold.coder.state_dict())
     if manifold.calibration is not None:
         tensors["token_quantiles"] = manifold.calibration.token_quantiles
@@ -134,7 +147,7 @@ def save(manifold: ShellManifold, path: str | Path) -> None:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
-    """Reads a manifold. Raises FormatError or FileNotFoundError naming the file and what is wrong with it."""
+    """Read a manifold written by `save`, onto `device`. Raises FormatError or FileNotFoundError that names the file."""
     path = Path(path)
     tensors, header = formats.read(path, KIND, device)
     calibration = None
@@ -142,12 +155,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
         shapes = {"token_quantiles": (LEVELS,), "frame_quantiles": (LEVELS,), "radius": (1,)}
         found = {k: tensors.pop(k, None) for k in shapes}
         if any(t is None or t.shape != shapes[k] or not bool(torch.isfinite(t).all()) for k, t in found.items()):
-            raise FormatError(f"{path}: its calibration is damaged (expected {LEVELS} quantiles twice and a radius)")
+            raise FormatError(f"{path}: calibration is damaged (expected two tables of {LEVELS} quantiles and a radius)")
         tables = (found[k].float().cpu() for k in ("token_quantiles", "frame_quantiles"))
         calibration = Calibration(*tables, float(found["radius"]))
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
-        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the fit diverged; fit it anew")
+        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the fit diverged; fit it again")
     kind = header.config.get("coder")
     try:
         if kind == Predictor.kind:
@@ -155,12 +168,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
         elif kind == Anchors.kind:
             coder = Anchors.from_state(tensors, header.config)
         else:
-            raise FormatError(f"{path}: found coder '{kind}', this pack knows 'predictor' and 'anchors'; update the pack")
+            raise FormatError(f"{path}: found coder '{kind}', expected 'predictor' or 'anchors'; update the pack")
     except (KeyError, RuntimeError) as e:
-        raise FormatError(f"{path}: its tensors do not make a {kind} coder ({e}); fit or import it anew") from e
+        raise FormatError(f"{path}: tensors do not match coder '{kind}' ({e}); fit or import it again") from e
     channels = coder.config()["embedding_dim"]
     if channels != header.latent_space.channels:
-        raise FormatError(f"{path}: its coder has {channels} channels, its latent space {header.latent_space.channels}")
+        raise FormatError(f"{path}: coder has {channels} channels, its latent space {header.latent_space.channels}")
     manifold = ShellManifold(coder.to(device), header.latent_space, calibration, path.stem)
     manifold.metrics, manifold.provenance = header.metrics, header.provenance
     return manifold

@@ -1,8 +1,8 @@
-"""Shell-LCC by its plain formulas (arXiv 2606.30248): the reference that every fast path is held to.
+"""Shell-LCC (arXiv 2606.30248), reference implementation by the plain formulas; the fast code is tested against it.
 
 Tokens are z [N, C] in the normalised latent space. A coder gives each token a point s [N, C] on the skeleton and a
-per-dimension thickness [N, C] of the shell there; the distance is || (z - s) / thickness ||_2. Everything here is
-differentiable by autograd and stores tokens x bases: use it to check, not to run.
+per-dimension thickness [N, C] of the shell there; the distance is d = || (z - s) / thickness ||_2. All functions are
+differentiable by autograd; the coders store [N, K] tensors (tokens x bases), so only tests use them.
 """
 
 import torch
@@ -14,7 +14,7 @@ EPSILON = 1e-6
 
 
 def predictor_code(z: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Skeleton points and shell thickness [N, C] of the amortised coder, from a state dict in the released layout.
+    """Skeleton points and shell thickness [N, C] of the amortised coder, from a state dict with the released code's keys.
 
     w = softmax(predictor(z)), s = (w @ basis) * global_scale + global_bias, thickness = exp(surface_head(s)) + 1e-6;
     BatchNorm uses its running statistics.
@@ -31,11 +31,11 @@ def predictor_code(z: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]
 
 
 def local_coordinates(z: Tensor, neighbours: Tensor, locality: float, floor: float) -> Tensor:
-    """Coordinates w [N, k] of z [N, C] in its neighbours [N, k, C]: they sum to one and are shrunk by distance.
+    """Local coordinates w [N, k] of z [N, C] with respect to neighbours [N, k, C]; each row sums to one.
 
-    argmin_w ||z - sum_j w_j b_j||^2 + locality * sum_j w_j^2 ||z - b_j||^2  subject to  sum_j w_j = 1, the locality
-    term of local coordinate coding (Yu, Zhang and Gong 2009) in the squared form that has a closed solution (Wang et
-    al. 2010): (G + locality * diag(G) + floor * I) w ~ 1 with G the Gram matrix of b_j - z.
+    argmin_w ||z - sum_j w_j b_j||^2 + locality * sum_j w_j^2 ||z - b_j||^2  subject to  sum_j w_j = 1: local
+    coordinate coding (Yu, Zhang and Gong 2009) with a squared locality term, which has a closed-form solution (Wang et
+    al. 2010): w proportional to (G + locality * diag(G) + floor * I)^-1 1, with G the Gram matrix of b_j - z.
     """
     offsets = neighbours - z[:, None]
     gram = offsets @ offsets.transpose(1, 2)
@@ -49,7 +49,7 @@ def anchors_code(
 ) -> tuple[Tensor, Tensor]:
     """Skeleton points and shell thickness [N, C] of the nearest-anchor coder.
 
-    anchors, region_thickness: [K, C]; the thickness is that of the nearest anchor's region.
+    anchors, region_thickness: [K, C]; a token gets the thickness of its nearest anchor's region.
     """
     nearest = knn_naive(z, anchors, k)
     neighbours = anchors[nearest]
@@ -58,7 +58,7 @@ def anchors_code(
 
 
 def distance(z: Tensor, skeleton: Tensor, thickness: Tensor) -> Tensor:
-    """d [N] = || (z - s) / thickness ||_2, the paper's normalised distance to the manifold."""
+    """Normalised distance to the manifold, d [N] = || (z - s) / thickness ||_2 (unitless)."""
     return ((z - skeleton) / thickness).norm(dim=1)
 
 
@@ -72,7 +72,7 @@ def distance_and_gradient(z: Tensor, code) -> tuple[Tensor, Tensor]:
 
 
 def limit_change(z: Tensor, moved: Tensor, trust: float) -> Tensor:
-    """moved [N, C], each token drawn back so that ||moved - z|| <= trust * ||z||."""
+    """Trust region: moved [N, C] with each token's change scaled down so that ||moved - z|| <= trust * ||z||."""
     change = moved - z
     limit = trust * z.norm(dim=1, keepdim=True)
     length = change.norm(dim=1, keepdim=True)
@@ -80,7 +80,7 @@ def limit_change(z: Tensor, moved: Tensor, trust: float) -> Tensor:
 
 
 def project(z: Tensor, code, low: float, high: float, strength: float, trust: float) -> Tensor:
-    """Radial pull z' = s + (z - s) (1 + strength (target / d - 1)) with target = d clamped to [low, high].
+    """Radial projection z' = s + (z - s) (1 + strength (target / d - 1)) with target = d clamped to [low, high].
 
     low = high = r is the projection onto the shell of radius r; low < high is the projection into a band.
     """

@@ -1,6 +1,7 @@
-"""The amortised coder of the paper: a small network gives every token its softmax weights over a codebook.
+"""Amortised coder of Shell-LCC (arXiv 2606.30248): a small MLP maps each token to softmax weights over a codebook.
 
-State-compatible with the released checkpoint: `basis`, `global_scale`, `global_bias`, `predictor.0..5`, `surface_head.0..2`.
+The state dict has the released checkpoint's keys: `basis`, `global_scale`, `global_bias`, `predictor.0..5` and
+`surface_head.0..2`.
 """
 
 import torch
@@ -12,14 +13,14 @@ from .naive import EPSILON
 
 
 def relu_pullback(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient where relu's output is positive, zero elsewhere, in one pass."""
+    """Backward of ReLU: `gradient` where ReLU's `output` is positive, else zero; same shape, in one pass."""
     return torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
 class Predictor(torch.nn.Module):
-    """Linear-BatchNorm-ReLU-Linear-ReLU-Linear -> softmax weights -> codebook, and a surface head for the thickness.
+    """Linear-BatchNorm-ReLU-Linear-ReLU-Linear -> softmax weights over the codebook, and a surface head for thickness.
 
-    embedding_dim: C, the latent channels; num_bases: K; hidden_dim: h.
+    embedding_dim: C, latent channels; num_bases: K, codebook size; hidden_dim: h, width of the hidden layers.
     """
 
     kind = "predictor"
@@ -45,14 +46,14 @@ class Predictor(torch.nn.Module):
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "Predictor":
-        """A coder with the sizes and values of a state dict. Raises KeyError or RuntimeError when it is another's."""
+        """Build a coder from a state dict. Raises KeyError or RuntimeError on missing, unexpected or misshapen tensors."""
         bases, dim = state["basis"].shape
         coder = cls(dim, bases, state["predictor.0.weight"].shape[0])
         coder.load_state_dict(state)
         return coder
 
     def config(self) -> dict:
-        """The sizes, as they stand in a file's header."""
+        """Coder name and sizes, as stored in a manifold file's header."""
         num_bases, embedding_dim = self.basis.shape
         hidden = self.predictor[0].weight.shape[0]
         return {"coder": self.kind, "embedding_dim": embedding_dim, "num_bases": num_bases, "hidden_dim": hidden}
@@ -62,27 +63,27 @@ class Predictor(torch.nn.Module):
         return self.basis.device
 
     def chunk_tokens(self, device: torch.device) -> int:
-        """Tokens in one chunk: weights and logits are both [tokens, K]."""
+        """Tokens per chunk: weights and logits take K values per token each."""
         return tokens_in_budget(2 * self.basis.shape[0], device)
 
     def weights(self, z: Tensor) -> Tensor:
-        """Softmax weights [N, K] by autograd-able layers (BatchNorm as in this module's mode): for fitting."""
+        """Softmax weights [N, K] of tokens z [N, C], differentiable, with BatchNorm in the module's mode; for fitting."""
         return torch.softmax(self.predictor(z), dim=1)
 
     def skeleton(self, w: Tensor) -> Tensor:
-        """(w @ basis) * global_scale + global_bias, [N, C]."""
+        """Skeleton points s = (w @ basis) * global_scale + global_bias, [N, C], for weights w [N, K]."""
         return (w @ self.basis) * self.global_scale + self.global_bias
 
     def thickness(self, skeleton: Tensor) -> Tensor:
-        """exp(surface_head(s)) + 1e-6, [N, C]: the head's output acts as a log standard deviation."""
+        """Thickness exp(surface_head(s)) + 1e-6 [N, C] at skeleton points s [N, C]; the head gives the log standard deviation."""
         return self.surface_head(skeleton).exp() + EPSILON
 
     @torch.no_grad()
     def code(self, z: Tensor, workspace: Workspace | None = None) -> Code:
-        """Skeleton and thickness of a chunk of fp32 tokens, with running BatchNorm statistics, and their pullback.
+        """Skeleton and thickness of fp32 tokens z [n, C] (one chunk), and their pullback; BatchNorm uses running statistics.
 
-        With dc the gradient to c = w @ basis, the softmax gives d logits = w * (basis @ dc - c . dc): two products with
-        the codebook, one workspace each, instead of autograd's several [n, K] temporaries.
+        With dc the gradient to c = w @ basis, the gradient to the logits is w * (basis @ dc - c . dc). Value and pullback
+        need two [n, K] buffers (weights and logits, kept in `workspace`) instead of autograd's several temporaries.
         """
         workspace = workspace or Workspace()
         rows, bases = z.shape[0], self.basis.shape[0]

@@ -1,4 +1,7 @@
-"""Pulling tokens onto the shell: what guidance does to x0 at a step, and refinement to a finished latent."""
+"""Correction of tokens with the Shell-LCC distance d (arXiv 2606.30248): radial projection and gradient steps.
+
+Guidance applies it to x0 at a sampling step, refinement to a finished latent.
+"""
 
 import torch
 from torch import Tensor
@@ -7,16 +10,17 @@ from . import coder as streamed
 from .coder import Coder, Workspace
 from .naive import limit_change
 
-# Below this distance a token stands on the skeleton and has no direction to be pushed out in.
+# Below this distance a token counts as a skeleton point: it has no radial direction and is not moved.
 ON_SKELETON = 1e-6
 
 
 @torch.no_grad()
 def project(coder: Coder, z: Tensor, low: float, high: float, strength: float, trust: float) -> Tensor:
-    """Radial pull of tokens z [N, C] (fp32) into distances [low, high], one forward pass, no gradient.
+    """Radial projection of tokens z [N, C] (fp32) to distances in [low, high]; one forward pass, no gradient.
 
-    z' = s + (z - s) (1 + strength (clamp(d) / d - 1)). low = high = r: onto the shell of radius r; low < high: into a
-    band. strength: 0 none, 1 all the way; trust: largest ||z' - z|| / ||z|| of a token, > 0.
+    z' = s + (z - s) (1 + strength (clamp(d, low, high) / d - 1)). low = high = r projects onto the shell of radius r,
+    low < high into a band. strength: 0 (unchanged) to 1 (full projection); trust: largest ||z' - z|| / ||z|| of a token,
+    > 0. Returns a new tensor [N, C].
     """
     moved, workspace = torch.empty_like(z, memory_format=torch.contiguous_format), Workspace()
     for rows in streamed.chunks(coder, z):
@@ -31,10 +35,11 @@ def project(coder: Coder, z: Tensor, low: float, high: float, strength: float, t
 
 @torch.no_grad()
 def descend(coder: Coder, z: Tensor, low: float, high: float, strength: float, trust: float, steps: int = 4) -> Tensor:
-    """Gradient steps of tokens z [N, C] (fp32) on 0.5 (d - clamp(d, low, high))^2, inside one trust region.
+    """Gauss-Newton steps of tokens z [N, C] (fp32) on 0.5 (d - clamp(d, low, high))^2, within a trust region around z.
 
-    Each step is the Gauss-Newton one, error * grad d / ||grad d||^2, so that it has no learning rate and fits any
-    manifold. low = high = 0 is the released objective, plain minimisation of d, which runs through the shell.
+    Each step is -strength * error * grad d / ||grad d||^2 with error = d - clamp(d, low, high): it needs no learning rate
+    for a manifold. low = high = 0 is the released objective, minimisation of d, which moves past the shell to the skeleton.
+    strength, trust: as in `project`.
     """
     moved = z
     for _ in range(steps):
