@@ -65,7 +65,7 @@ class LatentSpace:
             )
 
     def require_video(self, x: Tensor, source: str) -> None:
-        """Raise ValueError that names `source` unless x is a finite video latent [B, C, T, H, W] with this space's C."""
+        """Raise ValueError that names `source` unless x is a finite video latent [B, C, T, H, W], C = channels."""
         if x.ndim != 5:
             raise ValueError(
                 f"{source}: expected a video latent [batch, channels, frames, height, width], found shape {list(x.shape)}; "
@@ -80,6 +80,7 @@ class LatentSpace:
         return self.channels == other.channels and _close(self.mean, other.mean) and _close(self.std, other.std)
 
     def to_json(self) -> str:
+        """JSON text of all fields, for a file's header."""
         return json.dumps(self.__dict__, sort_keys=True)
 
     @classmethod

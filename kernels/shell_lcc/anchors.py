@@ -32,7 +32,10 @@ class Anchors(torch.nn.Module):
         if not 1 <= neighbours <= anchors.shape[0]:
             raise ValueError(f"neighbours must be between 1 and the {anchors.shape[0]} anchors, got {neighbours}")
         if anchors.shape != region_thickness.shape:
-            raise ValueError(f"anchors and region_thickness differ: {list(anchors.shape)}, {list(region_thickness.shape)}")
+            raise ValueError(
+                "anchors and region_thickness must have the same shape, "
+                f"got {list(anchors.shape)} and {list(region_thickness.shape)}"
+            )
         self.neighbours, self.locality = neighbours, locality
         self.register_buffer("anchors", anchors.detach().clone().float())
         self.register_buffer("region_thickness", region_thickness.detach().clone().float())

@@ -20,7 +20,7 @@ def half_blur(z: Tensor) -> Tensor:
 
 
 def add_noise(z: Tensor, level: float = 0.3, seed: int = 0) -> Tensor:
-    """z plus Gaussian noise of standard deviation `level`; same shape. The noise depends only on `seed` (CPU generator)."""
+    """z plus Gaussian noise of standard deviation `level`; same shape. The noise is drawn on the CPU with `seed`."""
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
     return z + level * noise.to(z)
 

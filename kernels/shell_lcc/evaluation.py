@@ -125,9 +125,9 @@ def evaluate(
     clips, tokens            counts
     distance                 `summary` of the clean tokens' distances (unitless)
     reconstruction           mse of the skeleton per value, and relative: mse over the tokens' variance per channel
-    codebook                 bases; perplexity exp(entropy of usage), 1 to bases; number of dead bases. Predictor: usage
-                             is the mean softmax weight, dead means at most 1 % of an even share; anchors: usage is the
-                             share of tokens with this nearest anchor, dead means none
+    codebook                 bases; perplexity exp(entropy of usage), 1 to bases; number of dead bases. Usage of a basis:
+                             mean softmax weight (predictor; dead if at most 1 % of an even share), or share of tokens
+                             with this nearest anchor (anchors; dead if 0)
     auroc_clean_over_blurred, auroc_noisy_over_clean
                              probability that a token of the first kind has the larger distance (0.5 is chance)
     ordered                  share of clips whose mean distances are ordered blurred < clean < noisy

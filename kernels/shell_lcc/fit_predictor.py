@@ -79,8 +79,8 @@ def lcc_loss(
     """Loss of stage 1 for tokens z [N, C] and their weights w = coder.weights(z) [N, K].
 
     mse(s, z) + locality_weight * mean_n sum_k w_nk ||z_n - b_k||^2 + usage_weight * KL(mean usage || uniform)
-    + basis_weight * mean_k ||b_k - nearest token of the batch||^2. The usage and basis terms
-    are skipped (0) if their weight is 0.
+    + basis_weight * mean_k ||b_k - nearest token of the batch||^2. The usage and basis terms are 0,
+    and not computed, if their weight is 0.
     """
     zero = z.new_zeros(())
     reconstruction = (coder.skeleton(w) - z).square().mean()

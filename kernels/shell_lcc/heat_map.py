@@ -11,8 +11,8 @@ from .manifold import ShellManifold
 def position(manifold: ShellManifold, distance: Tensor) -> Tensor:
     """Map distances to colour positions from -1 (smoother) to 1 (noisier); same shape.
 
-    Inside the calibrated band: the percentile, scaled and cubed so that typical tokens stay dark. Outside: log2 of the
-    distance over the band's nearest edge. Without calibration: log2 of the distance over the radius.
+    Inside the calibrated band: -0.5 to 0.5 by percentile, cubed so that typical tokens stay dark. Outside: from there to
+    -1 or 1, at one octave (factor 2) beyond the band's edge. Without calibration: log2(distance / radius).
     """
     if manifold.calibration is None:
         return torch.log2(distance.clamp_min(1e-6) / manifold.radius).clamp(-1, 1)

@@ -112,7 +112,10 @@ class ShellManifold(torch.nn.Module):
         if method not in METHODS:
             raise ValueError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
         if trust <= 0 or strength < 0 or (radius is not None and radius <= 0):
-            raise ValueError(f"trust and radius must be > 0 and strength >= 0, got {trust}, {radius} and {strength}")
+            raise ValueError(
+                "trust and radius must be > 0 and strength >= 0, "
+                f"got trust {trust}, radius {radius} and strength {strength}"
+            )
         if strength == 0:
             return z
         tokens = self._tokens(z)
@@ -155,7 +158,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
         shapes = {"token_quantiles": (LEVELS,), "frame_quantiles": (LEVELS,), "radius": (1,)}
         found = {k: tensors.pop(k, None) for k in shapes}
         if any(t is None or t.shape != shapes[k] or not bool(torch.isfinite(t).all()) for k, t in found.items()):
-            raise FormatError(f"{path}: calibration is damaged (expected two tables of {LEVELS} quantiles and a radius)")
+            raise FormatError(
+                f"{path}: calibration is damaged (expected tensors token_quantiles and frame_quantiles of {LEVELS} finite "
+                "values each, and radius); fit or import it again"
+            )
         tables = (found[k].float().cpu() for k in ("token_quantiles", "frame_quantiles"))
         calibration = Calibration(*tables, float(found["radius"]))
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
@@ -173,7 +179,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
         raise FormatError(f"{path}: tensors do not match coder '{kind}' ({e}); fit or import it again") from e
     channels = coder.config()["embedding_dim"]
     if channels != header.latent_space.channels:
-        raise FormatError(f"{path}: coder has {channels} channels, its latent space {header.latent_space.channels}")
+        raise FormatError(
+            f"{path}: coder has {channels} channels, its latent space {header.latent_space.channels}; expected the same "
+            "number; fit or import it again"
+        )
     manifold = ShellManifold(coder.to(device), header.latent_space, calibration, path.stem)
     manifold.metrics, manifold.provenance = header.metrics, header.provenance
     return manifold

@@ -1,8 +1,8 @@
 """Shell-LCC (arXiv 2606.30248), reference implementation by the plain formulas; the fast code is tested against it.
 
 Tokens are z [N, C] in the normalised latent space. A coder gives each token a point s [N, C] on the skeleton and a
-per-dimension thickness [N, C] of the shell there; the distance is d = || (z - s) / thickness ||_2. All functions are
-differentiable by autograd; the coders store [N, K] tensors (tokens x bases), so only tests use them.
+per-dimension thickness [N, C] of the shell there; the distance is d = || (z - s) / thickness ||_2. The coders are
+differentiable by autograd and store [N, K] tensors (tokens x bases): they serve only tests and benchmarks.
 """
 
 import torch

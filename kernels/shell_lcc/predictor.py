@@ -75,7 +75,7 @@ class Predictor(torch.nn.Module):
         return (w @ self.basis) * self.global_scale + self.global_bias
 
     def thickness(self, skeleton: Tensor) -> Tensor:
-        """Thickness exp(surface_head(s)) + 1e-6 [N, C] at skeleton points s [N, C]; the head gives the log standard deviation."""
+        """Thickness exp(surface_head(s)) + 1e-6 [N, C] at skeleton points s [N, C]; the head gives log standard deviations."""
         return self.surface_head(skeleton).exp() + EPSILON
 
     @torch.no_grad()
