@@ -95,6 +95,33 @@ def test_the_scores_are_shared_by_the_nodes_selection(comfy):
     assert select([0.1, 0.9, 0.5], [1], None, [images]).args[0] is None
 
 
+def test_lists_of_clips_are_selected_from_as_a_whole(comfy):
+    """A list comes from a node that ran once per seed; the best clip is not always in its first item."""
+    select = comfy.node("IntrinsicReward_SelectTopK").execute
+    masks = [torch.full((1, 4, 4), 0.1 * i) for i in range(3)]
+    latents = [{"samples": torch.full((1, 16, 2, 4, 4), float(i)), "noise_mask": masks[i]} for i in range(3)]
+    images = [torch.full((3, 4, 4, 3), float(i)) for i in range(3)]
+    picked, frames, scores, indices = select([0.1, 0.5, 0.9], [2], latents, images).args
+    assert picked["samples"][:, 0, 0, 0, 0].tolist() == [2.0, 1.0]
+    assert picked["noise_mask"][:, 0, 0].tolist() == pytest.approx([0.2, 0.1])
+    assert frames[:, 0, 0, 0].tolist() == [2.0] * 3 + [1.0] * 3
+    assert (scores, indices) == ([0.9, 0.5], [2, 1])
+    # Batches of two clips each, and clips that differ in length.
+    pairs = [{"samples": torch.cat([a["samples"], a["samples"] + 0.5])} for a in latents]
+    assert select([0, 1, 2, 9, 4, 5], [1], pairs).args[0]["samples"][:, 0, 0, 0, 0].tolist() == [1.5]
+    longer = [torch.zeros(3, 4, 4, 3), torch.ones(5, 4, 4, 3)]
+    assert select([0.1, 0.9], [1], None, longer).args[1].shape == (5, 4, 4, 3)
+    assert select([0.1, 0.9], [2], None, longer).args[1].shape == (8, 4, 4, 3)
+    other_size = [latents[0], {"samples": torch.zeros(1, 16, 2, 8, 8)}]
+    assert select([0.1, 0.9], [1], other_size).args[0]["samples"].shape[-1] == 8
+    with pytest.raises(ValueError, match="input 'latent': the best clips have shapes .* set k to 1"):
+        select([0.1, 0.9], [2], other_size)
+    with pytest.raises(ValueError, match="input 'latent': 3 clips for 2 scores"):
+        select([0.1, 0.9], [1], latents)
+    with pytest.raises(ValueError, match=r"9 frames are not 2 clips of equal length \(in 3 batches\)"):
+        select([0.1, 0.9], [1], None, images)
+
+
 def test_bad_selections_are_named(comfy):
     select = comfy.node("IntrinsicReward_SelectTopK").execute
     latent = [{"samples": torch.zeros(2, 16, 2, 4, 4)}]
