@@ -23,14 +23,19 @@ def parse_checkpoints(text: str) -> list[float]:
     return parse_sigmas(text, f"{TITLE}, input 'checkpoints'")
 
 
+def seed_of_candidate(seed: int, index: int) -> int:
+    """seed + index; 0 follows the largest seed, 2^64 - 1."""
+    return (seed + index) % (1 << 64)
+
+
 def noise_of_candidate(noise, index: int):
-    """A NOISE with its seed + index. Raises ValueError for noise without a seed."""
+    """A NOISE with the candidate's seed. Raises ValueError for noise without a seed."""
     if index == 0:
         return noise
     if not hasattr(noise, "seed") or type(noise).__name__ == "Noise_EmptyNoise":
         raise ValueError(f"{TITLE}, input 'noise': found noise without a seed: all candidates would be equal; use RandomNoise")
     other = copy.copy(noise)
-    other.seed = noise.seed + index
+    other.seed = seed_of_candidate(noise.seed, index)
     return other
 
 
@@ -56,6 +61,8 @@ def run(guider, sampler, sigmas, latent: dict, prism: Prism, candidates: Candida
 
 
 def outputs(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str | None) -> io.NodeOutput:
+    if racing.outcome is None:
+        return _unchanged(cls, latent, samples, racing, warning)
     out = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
     out["samples"] = samples
     if racing.plan.keep > 1:
@@ -70,6 +77,22 @@ def outputs(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str
     seeds = [racing.candidates.seeds[i] for i in racing.outcome.winners]
     shown = {**ui.PreviewImage(board, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
     return io.NodeOutput(out, scores, seeds, text, board, ui=shown)
+
+
+def _unchanged(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str | None) -> io.NodeOutput:
+    """The output for a schedule without steps (denoise 0, or empty sigmas), for which ComfyUI returns the latent as it is."""
+    keep, seeds = racing.settings.keep, racing.candidates.seeds
+    if keep > len(seeds):
+        raise ValueError(f"{TITLE}, input 'keep': {keep} of {len(seeds)} candidates; lower keep, or start more candidates")
+    text = "No steps to sample (denoise 0, or an empty schedule): the latent is unchanged, no candidate was scored"
+    text = text if warning is None else f"{warning}\n{text}"
+    PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+    out = {**latent, "samples": torch.cat([samples] * keep)}
+    if keep > 1:
+        for key in ("batch_index", "noise_mask"):
+            out.pop(key, None)
+    board = torch.zeros(1, 64, 64, 3)
+    return io.NodeOutput(out, [0.0] * keep, seeds[:keep], text, board, ui=ui.PreviewText(text))
 
 
 def plan_inputs() -> list[io.Input]:
@@ -222,7 +245,7 @@ class PrismKSampler(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        seeds = [seed + i for i in range(candidates)]
+        seeds = [seed_of_candidate(seed, i) for i in range(candidates)]
         noises = [comfy.sample.prepare_noise(latent["samples"], s, latent.get("batch_index")) for s in seeds]
         sampler = comfy.samplers.sampler_object(stock.sampler)
         settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)

@@ -98,6 +98,39 @@ def test_one_candidate_is_sampler_custom_advanceds_run(comfy, wan, head):
     assert close(four[0]["samples"], stock[0]["samples"]) < 1e-4
 
 
+def test_seeds_wrap_after_the_largest(comfy, wan, head):
+    last = 2**64 - 1
+    _, _, seeds, _ = race(comfy, wan, head, seed=last, candidates=2, keep=2, checkpoints="0.9")
+    assert sorted(seeds) == [0, last]
+    (noise,) = comfy.run("RandomNoise", noise_seed=last)
+    following = comfy.module("nodes.prism_best_of_n").noise_of_candidate(noise, 1)
+    (first,) = comfy.run("RandomNoise", noise_seed=0)
+    assert torch.equal(following.generate_noise(wan[3]), first.generate_noise(wan[3]))
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_schedule_without_steps_returns_the_latent(comfy, wan, head, keep):
+    """As KSampler with denoise 0, and SamplerCustomAdvanced with empty sigmas."""
+    model, positive, negative, _ = wan
+    latent = {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), "batch_index": [4]}
+    common = {"head": head, "latent_image": latent, "candidates": 3, "keep": keep, "checkpoints": "0.9", "finish": "restart"}
+    sampling = {"seed": 5, "steps": 4, "cfg": 6.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 0.0}
+    conds = {"model": model, "positive": positive, "negative": negative}
+    (stock,) = comfy.run("KSampler", **conds, **sampling, latent_image=latent)
+    ours = comfy.run(node("PrismKSampler"), **conds, **sampling, **common)
+    (noise,) = comfy.run("RandomNoise", noise_seed=5)
+    (guider,) = comfy.run("CFGGuider", **conds, cfg=5.0)
+    (sampler,) = comfy.run("KSamplerSelect", sampler_name="euler")
+    custom = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": torch.FloatTensor([])}
+    advanced = comfy.run("SamplerCustomAdvanced", **custom, latent_image=latent)[0]
+    for out, expected in ((ours, stock), (comfy.run(node("PrismBestOfN"), **custom, **common), advanced)):
+        samples, scores, seeds, text, _ = out
+        assert torch.equal(samples["samples"], torch.cat([expected["samples"]] * keep))
+        assert (scores, seeds) == ([0.0] * keep, [5, 6][:keep])
+        assert "no candidate was scored" in text
+        assert samples.get("batch_index") == ([4] if keep == 1 else None)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m", "euler_ancestral"])
 def test_a_winner_is_the_plain_run_of_its_seed(comfy, wan, head, sampler):
     samples, _, (seed,), _ = race(comfy, wan, head, sampler, finish="restart")
