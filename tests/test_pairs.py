@@ -29,6 +29,7 @@ from benchmarks.geometry import room
 from benchmarks.toy_world import weights
 from trainers.kernels.files import atomic
 from trainers.kernels.files import header as formats
+from trainers.kernels.files.latents import write_latents
 from trainers.kernels.geometry import tracks
 from trainers.kernels.geometry.record import CONSISTENT, DENSE, INCONSISTENT, TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
 from trainers.kernels.latent_space import WAN21
@@ -307,6 +308,24 @@ def test_pairs_and_comparisons_never_replace_each_other(records, tmp_path, capsy
             prism_data.write_rows(data, rows[:1])
             assert not (data / "pairs.jsonl").exists()
             assert prism_data.load(data).rows == rows[:1]
+
+
+def test_runs_that_are_not_compared_yet_are_not_mixed_with_pairs(records, tmp_path, capsys):
+    """`collect` writes latents first; a manifest in their folder would stop `label`."""
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    runs.mkdir()
+    shard = runs / "latents-0.safetensors"
+    write_latents(shard, {"r": latents(1)[0]}, WAN21, {"r": {"run": "r", "prompt": "p", "sigma": None}})
+    assert build(records, runs) == 2
+    assert f"{shard}: latents of runs, written by `python -m trainers.prism`; give another" in capsys.readouterr().err
+    assert [p.name for p in runs.iterdir()] == [shard.name]
+    assert build(records, out) == 0
+    capsys.readouterr()
+    before = sorted(p.name for p in out.iterdir())
+    argv = ["collect", "--backbone", "none", "--texts", "none", "--output", out]
+    assert prism.main([str(a) for a in argv]) == 2
+    assert "a manifest of `python -m trainers.pairs build`" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == before
 
 
 def test_scores_of_an_earlier_version_are_current(records):

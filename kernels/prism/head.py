@@ -47,7 +47,7 @@ class HeadConfig:
             raise ValueError(f"unknown pooling '{self.pooling}': expected one of {', '.join(POOLINGS)}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or not self.dimensions or self.layers < 1:
             raise ValueError(
-                f"taps {self.taps} must ascend, dimensions {self.dimensions} must not be empty, layers {self.layers} must be at "
+                f"taps {self.taps} must ascend, dimensions {self.dimensions} must not be empty, layers {self.layers} at "
                 "least 1"
             )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..kernels.prism.preference_loss import LOSS, TIE
+from ..latents.read import list_clips
 from ..running import results_log
 from . import tables
 from .tables import PairsError
@@ -71,11 +72,21 @@ def is_comparisons(path: Path) -> bool:
 
 
 def require_no_foreign(folder: Path) -> None:
-    """Raises PairsError for a folder of training data for PRISM heads: `pairs build` would replace some of its files."""
+    """Raises PairsError for a folder of training data for PRISM heads: `pairs build` would replace some of its files.
+
+    Raises FormatError or InputError for a damaged latents-*.safetensors in it.
+    """
     for name in (COMPARISONS, PAIRS):
         if is_comparisons(folder / name):
             raise PairsError(
                 f"{folder / name}: comparisons of runs, written by `python -m trainers.prism`; give another --output to "
+                "`python -m trainers.pairs build`"
+            )
+    for path in sorted(folder.glob("latents-*.safetensors")):
+        # `collect` writes latents before there are comparisons.
+        if any("run" in (ref.entry or {}) for ref in list_clips([path])):
+            raise PairsError(
+                f"{path}: latents of runs, written by `python -m trainers.prism`; give another --output to "
                 "`python -m trainers.pairs build`"
             )
 

@@ -22,7 +22,7 @@ from ..running.progress import Bar
 from ..wan import dit as wan_dit
 from ..wan import sampling as wan_sampling
 from ..wan.prompts import write_embeddings
-from .data import TEXTS
+from .data import TEXTS, require_no_manifest
 
 SIGMAS = (0.99, 0.97, 0.93, 0.85, 0.7)
 
@@ -57,6 +57,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_no_manifest(args.output)
     texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)
     if not prompts:
