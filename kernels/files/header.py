@@ -104,7 +104,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
 
     Raises OSError (naming the file) when the folder cannot be written or the disk is full.
     """
-    # Copies: safetensors refuses tensors that share memory, and a view would store its whole base.
+    # Copies: safetensors refuses tensors that share memory.
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     try:
         write_atomic(path, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))

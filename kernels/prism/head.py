@@ -24,7 +24,7 @@ class HeadConfig:
 
     backbone_dim: width of the DiT; dim: of the head; heads: of its attention, dividing dim; layers: of the MLP.
     taps: indices of the blocks whose outputs are read, each with a norm of its own; queries: how many; dimensions: what
-    is scored ("overall", or several). time: condition on sigma, the identity until trained. levels: noise levels that have
+    is scored ("overall", or several). time: condition on sigma, the identity until trained. sigmas: noise levels that have
     a temperature each, by which scores are divided; empty without.
     pooling: "query", or "mean" over the tokens, the ablation.
     """

@@ -103,9 +103,9 @@ def halving(candidates: int, keep: int, rounds: int) -> tuple[int, ...]:
 
 
 def step_at(schedule: Sequence[float], sigma: float) -> int:
-    """The first step whose input is no noisier than `sigma`, from 1, or len(sigmas) - 1 when there is none.
+    """The first step whose input is no noisier than `sigma`, from 1, or len(schedule) - 1 when there is none.
 
-    sigmas: the schedule, descending, one more than there are steps.
+    schedule: sigmas, descending, one more than there are steps.
     """
     last = len(schedule) - 1
     return next((k for k in range(1, last) if schedule[k] <= sigma + 1e-6), last)

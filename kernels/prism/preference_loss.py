@@ -11,10 +11,10 @@ WIN, TIE, LOSS = 1, 0, -1
 
 
 def rao_kupper(difference: Tensor, outcome: Tensor, eta: float = ETA) -> Tensor:
-    """Negative log likelihood [N] of outcomes of pairs (A, B), differentiable.
+    """Negative log likelihood [N], fp32, of the outcomes of pairs (A, B); differentiable.
 
-    difference: r_A - r_B [N], any float dtype, computed in fp32; outcome: [N] of WIN (A is better), TIE and LOSS.
-    eta: > 1, the width of the tie: a tie is most likely while |difference| < ln eta. With k = ln eta
+    difference: r_A - r_B [N], any float dtype; outcome: [N] of WIN (A is better), TIE and LOSS; eta: > 1, the width of the
+    tie region. With d = difference and k = ln eta
 
         win   -logsigmoid(d - k)
         tie   -logsigmoid(d - k) - logsigmoid(-d - k) - ln(eta^2 - 1)
@@ -32,7 +32,7 @@ def rao_kupper(difference: Tensor, outcome: Tensor, eta: float = ETA) -> Tensor:
 
 
 def probabilities(difference: Tensor, eta: float = ETA) -> Tensor:
-    """[N, 3] of A better, tie, B better; they sum to 1."""
+    """Probabilities [N, 3], fp32, of A better, tie and B better for difference = r_A - r_B [N]; rows sum to 1. eta: > 1."""
     k = math.log(eta)
     d = difference.float()
     win, loss = torch.sigmoid(d - k), torch.sigmoid(-d - k)
