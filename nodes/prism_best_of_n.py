@@ -2,20 +2,24 @@
 
 import copy
 
-import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS
-from . import prism_board, saved_metadata
-from .prism_race import Candidates, Race, RaceSettings, copy_guider, reserve_memory
+from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS, PlanError
+from ..kernels.prism.race import CandidateResult
+from ..kernels.rewards.prism import PrismReward
+from . import race_board, saved_metadata
+from .latent_thumbnail import thumbnail
+from .ordinary_run import AdvancedRun, CandidateNoises, KSamplerRun, model_for
 from .prism_score import KEY, parse_sigmas
 from .prism_type import Prism, PrismType
+from .race import ForwardCounter, Race, RaceSettings, copy_guider, reserve_memory
+from .race_board import Outcome, outcome_of
 
 TITLE = "PRISM Best-of-N"
+NO_STEPS = "No steps to sample (denoise 0, or an empty schedule): the latent is unchanged, no candidate was scored"
 
 
 def parse_checkpoints(text: str) -> list[float]:
@@ -39,60 +43,75 @@ def noise_of_candidate(noise, index: int):
     return other
 
 
-def fix_channels(model, latent: dict) -> dict:
-    """The LATENT; if it is empty, with the model's channel count, as in core's samplers."""
-    return {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
-
-
-def run(guider, sampler, sigmas, latent: dict, prism: Prism, candidates: Candidates, settings: RaceSettings):
-    """(raw samples [keep * B, C, T, H, W], the Race). sigmas: the schedule.
+def run(cls, stock, prism: Prism, settings: RaceSettings) -> io.NodeOutput:
+    """The node's outputs. stock: an AdvancedRun or a KSamplerRun.
 
     Raises ValueError, BackboneError, FeaturesError or PlanError.
     """
-    m = guider.model_patcher.clone()
-    m.set_additional_models(KEY, [*m.get_additional_models_with_key(KEY), prism.patcher])
-    reserve_memory(m, min(settings.chunk, len(candidates.seeds)))
-    racing = Race(sampler, prism, candidates, settings)
-    samples = copy_guider(guider, m).sample(
-        candidates.noises[0], latent["samples"], racing, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True,
-        seed=candidates.seeds[0],
+    warning = prism.require_model(stock.model)
+    noises = CandidateNoises(stock.sources)
+    count, schedule, reward = len(noises.seeds), stock.sigmas, PrismReward(prism.loaded)
+    if settings.keep > count:
+        raise PlanError(f"{TITLE}, input 'keep': keep {settings.keep} of {count} candidates: expected 1 to {count}")
+    counter = ForwardCounter()
+    if settings.keep == count or schedule.shape[-1] < 2:
+        outcome = _all_ordinary(stock, noises.seeds[: settings.keep], reward, counter)
+        outcome.notes += () if schedule.shape[-1] > 1 else (NO_STEPS,)
+        return outputs(cls, outcome, warning)
+    model = model_for(stock, counter, without_cache=False)
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), prism.patcher])
+    reserve_memory(model, min(settings.chunk, count))
+    racing = Race(stock.sampler, reward, noises, settings, counter)
+    latent = stock.with_sampler(copy_guider(stock.guider, model), racing, noises)
+    outcome = outcome_of(racing, latent)
+    if racing.plan.restarts:
+        latents = _ordinary(stock, racing.outcome.winners, counter, without_cache=True)
+        outcome.latents = latents
+        outcome.add_ordinary(counter, latents)
+    return outputs(cls, outcome, warning)
+
+
+def _ordinary(stock, candidates: list[int], counter: ForwardCounter, without_cache: bool) -> list[dict]:
+    """The LATENT of each candidate's ordinary run."""
+    counter.rows = 0
+    model = model_for(stock, counter, without_cache)
+    return [stock.ordinary(i, model) for i in candidates]
+
+
+def _all_ordinary(stock, seeds: list[int], reward, counter: ForwardCounter) -> Outcome:
+    """The outcome where every candidate is kept: nothing is scored, and each is the stock node's clip."""
+    latents = _ordinary(stock, list(range(len(seeds))), counter, without_cache=False)
+    model = stock.model.model
+    outcome = Outcome(
+        latents, seeds, reward, board=[CandidateResult(i) for i in range(len(seeds))], winners=list(range(len(seeds))),
+        depth=len(model.diffusion_model.blocks),
     )  # fmt: skip
-    return samples.to(comfy.model_management.intermediate_device()), racing
+    outcome.add_ordinary(counter, latents)
+    for i, latent in enumerate(latents):
+        outcome.thumbnails[i] = thumbnail(model.process_latent_in(latent["samples"]), model.latent_format)
+    return outcome
 
 
-def outputs(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str | None) -> io.NodeOutput:
-    if racing.outcome is None:
-        return _unchanged(cls, latent, samples, racing, warning)
-    out = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
-    out["samples"] = samples
-    if racing.plan.keep > 1:
+def outputs(cls, outcome: Outcome, warning: str | None) -> io.NodeOutput:
+    out = dict(outcome.latents[0])
+    if len(outcome.latents) > 1:
+        out["samples"] = torch.cat([latent["samples"] for latent in outcome.latents])
+    if len(outcome.winners) > 1:
         # These have one entry per item of the input batch, which the output repeats for every winner.
         for key in ("batch_index", "noise_mask"):
             out.pop(key, None)
-    last = [list(racing.outcome.board[i].scores.values())[-1:] for i in racing.outcome.winners]
-    text, board = prism_board.as_text(racing, warning), prism_board.as_image(racing)
+    text, board = race_board.as_text(outcome, TITLE, warning), race_board.as_image(outcome)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-    saved_metadata.add(cls, prism_board.as_metadata(racing))
-    scores = [s[0] if s else 0.0 for s in last]
-    seeds = [racing.candidates.seeds[i] for i in racing.outcome.winners]
+    saved_metadata.add(cls, race_board.as_metadata(outcome, TITLE))
+    # One entry per clip: a candidate is a batch of them.
+    clips = out["samples"].shape[0] // len(outcome.winners)
+    scores, seeds = [], []
+    for i in outcome.winners:
+        scored = list(outcome.board[i].clip_scores.values())
+        scores += scored[-1] if scored else [0.0] * clips
+        seeds += [outcome.seeds[i]] * clips
     shown = {**ui.PreviewImage(board, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
     return io.NodeOutput(out, scores, seeds, text, board, ui=shown)
-
-
-def _unchanged(cls, latent: dict, samples: torch.Tensor, racing: Race, warning: str | None) -> io.NodeOutput:
-    """The output for a schedule without steps (denoise 0, or empty sigmas), for which ComfyUI returns the latent as it is."""
-    keep, seeds = racing.settings.keep, racing.candidates.seeds
-    if keep > len(seeds):
-        raise ValueError(f"{TITLE}, input 'keep': {keep} of {len(seeds)} candidates; lower keep, or start more candidates")
-    text = "No steps to sample (denoise 0, or an empty schedule): the latent is unchanged, no candidate was scored"
-    text = text if warning is None else f"{warning}\n{text}"
-    PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-    out = {**latent, "samples": torch.cat([samples] * keep)}
-    if keep > 1:
-        for key in ("batch_index", "noise_mask"):
-            out.pop(key, None)
-    board = torch.zeros(1, 64, 64, 3)
-    return io.NodeOutput(out, [0.0] * keep, seeds[:keep], text, board, ui=ui.PreviewText(text))
 
 
 def plan_inputs() -> list[io.Input]:
@@ -117,11 +136,12 @@ def plan_inputs() -> list[io.Input]:
         io.Combo.Input(
             "finish",
             options=[CONTINUE, RESTART],
-            default=CONTINUE,
+            default=RESTART,
             tooltip=(
-                "continue: winners continue from the last checkpoint. restart: they are sampled again from their seeds, "
-                "bit for bit the ordinary run, at the cost of a full run each. With EasyCache on the model, candidates "
-                "are drafts sampled with the cache, and restart samples the winners without it."
+                "restart: winners are sampled again from their seeds by the stock sampler: exactly the ordinary run, whatever "
+                "patches the model, at the cost of a full run each. continue: they continue from the last checkpoint, which "
+                "is cheaper and as exact unless a patch keeps state that ComfyUI nodes cannot see. With EasyCache on the "
+                "model, candidates are drafts sampled with the cache, and restart samples the winners without it."
             ),
         ),
         io.Int.Input(
@@ -178,13 +198,9 @@ class PrismBestOfN(io.ComfyNode):
     def execute(
         cls, noise, guider, sampler, sigmas, latent_image, head, candidates, keep, checkpoints, finish, chunk=1
     ) -> io.NodeOutput:
-        warning = head.require_model(guider.model_patcher)
-        latent = fix_channels(guider.model_patcher, latent_image)
         sources = [noise_of_candidate(noise, i) for i in range(candidates)]
-        started = Candidates([source.generate_noise(latent) for source in sources], [source.seed for source in sources])
         settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
-        samples, racing = run(guider, sampler, sigmas, latent, head, started, settings)
-        return outputs(cls, latent, samples, racing, warning)
+        return run(cls, AdvancedRun(guider, sampler, sigmas, latent_image, sources), head, settings)
 
 
 class PrismKSampler(io.ComfyNode):
@@ -236,21 +252,13 @@ class PrismKSampler(io.ComfyNode):
         cls, model, head, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, candidates,
         keep, checkpoints, finish, chunk=1,
     ) -> io.NodeOutput:  # fmt: skip
-        warning = head.require_model(model)
-        latent = fix_channels(model, latent_image)
-        stock = comfy.samplers.KSampler(
-            model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
-            model_options=model.model_options,
-        )  # fmt: skip
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
         seeds = [seed_of_candidate(seed, i) for i in range(candidates)]
-        noises = [comfy.sample.prepare_noise(latent["samples"], s, latent.get("batch_index")) for s in seeds]
-        sampler = comfy.samplers.sampler_object(stock.sampler)
+        arguments = {
+            "steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "positive": positive,
+            "negative": negative, "denoise": denoise,
+        }  # fmt: skip
         settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
-        samples, racing = run(guider, sampler, stock.sigmas, latent, head, Candidates(noises, seeds), settings)
-        return outputs(cls, latent, samples, racing, warning)
+        return run(cls, KSamplerRun(model, arguments, latent_image, seeds), head, settings)
 
 
 NODES = [PrismBestOfN, PrismKSampler]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..kernels.prism.backbone import Backbone, of_wan
+from ..kernels.prism.backbone import Backbone, of_wan_module
 from ..kernels.prism.files import LoadedHead
 from .latents import require_model_space
 from .whole_patcher import WholePatcher, whole_patcher
@@ -27,9 +27,11 @@ class Prism:
 
         Raises BackboneError or LatentSpaceError when the head does not fit the model's architecture or latent space.
         """
-        found = of_wan(model.model.diffusion_model.state_dict())
+        found = of_wan_module(model.model.diffusion_model)
         self.loaded.backbone.require_architecture(found, self.loaded.name)
         require_model_space(model, self.loaded.space, f"PRISM head '{self.loaded.name}'")
+        if not self.loaded.backbone.comparable(found):
+            return f"The model's weights are quantised and cannot be compared with those of head '{self.loaded.name}'."
         return None if self.loaded.backbone.same_weights(found) else other_weights(self.loaded.backbone, self.loaded.name)
 
 

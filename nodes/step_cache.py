@@ -1,4 +1,4 @@
-"""Remove EasyCache or LazyCache from model options, or give them fresh state."""
+"""EasyCache and LazyCache: whether a model has one, and the model without it."""
 
 import comfy.model_patcher
 
@@ -25,9 +25,9 @@ def without(options: dict) -> dict:
     return out
 
 
-def with_fresh_state(options: dict, model_sampling) -> dict:
-    """The options with the step cache's state replaced by an empty one."""
-    out = comfy.model_patcher.create_model_options_clone(options)
-    inner = out["transformer_options"]
-    inner[STATE] = inner[STATE].clone().prepare_timesteps(model_sampling)
-    return out
+def remove_from(patcher) -> None:
+    """Removes a step cache from a clone of a model."""
+    patcher.model_options = without(patcher.model_options)
+    for wrappers in patcher.wrappers.values():
+        for key in WRAPPERS:
+            wrappers.pop(key, None)

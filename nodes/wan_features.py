@@ -9,12 +9,13 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..kernels.rewards.reward import RewardError
+from . import step_cache
+
 KEY = "intrinsic_reward_features"
-# ComfyUI's label in cond_or_uncond for batch rows of the first conditioning.
-POSITIVE = 0
 
 
-class FeaturesError(ValueError):
+class FeaturesError(RewardError):
     """A model, prompt or latent whose hidden states PRISM cannot read; the message gives the reason."""
 
 
@@ -31,25 +32,69 @@ class _LastTapRead(Exception):
     """Ends a forward after the last tapped block."""
 
 
+def positive_of(guider) -> list[dict]:
+    """The processed conditioning that a sampling guider calls positive. Raises FeaturesError where it has none."""
+    found = guider.conds.get("positive")
+    if not found:
+        names = ", ".join(sorted(guider.conds)) or "none"
+        raise FeaturesError(
+            f"{type(guider).__name__} has no conditioning called positive (it has: {names}); use CFGGuider or BasicGuider"
+        )
+    return found
+
+
+def require_readable(model_options: dict) -> None:
+    """Raises FeaturesError where the model samples a clip in several windows, which no forward sees as a whole."""
+    handler = model_options.get("context_handler")
+    if handler is not None:
+        raise FeaturesError(
+            f"the model samples in several context windows ({type(handler).__name__}), and PRISM reads a clip in one forward; "
+            "remove the Context Windows node, or use a reward that reads finished latents or frames"
+        )
+
+
+def active_at(positive: list[dict], sigma: float) -> dict:
+    """The one conditioning that is used at this noise level.
+
+    Raises FeaturesError where there is none (prompts with a time range), several, or one for a part of the picture only.
+    """
+    found = [c for c in positive if c.get("timestep_end", -math.inf) <= sigma <= c.get("timestep_start", math.inf)]
+    if not found:
+        ranges = ", ".join(f"{c.get('timestep_start', 1.0):.3f} to {c.get('timestep_end', 0.0):.3f}" for c in positive)
+        raise FeaturesError(
+            f"no prompt is active at sigma {sigma:.3f}: the time ranges of the positive conditioning are sigma {ranges}; "
+            "score at another noise level, or widen the range (ConditioningSetTimestepRange)"
+        )
+    if len(found) > 1:
+        raise FeaturesError(
+            f"PRISM reads one prompt, found {len(found)} combined ones at sigma {sigma:.3f}; connect a single CLIP Text Encode"
+        )
+    if "area" in found[0]:
+        raise FeaturesError("the prompt has an area, and PRISM reads the whole picture; connect a prompt without an area")
+    return found[0]
+
+
 def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, taps) -> Features:
     """Features of x [B, C, T, H, W] in model space at sigma [B], under the processed conditioning `positive`.
 
-    Patches, LoRAs and wrappers of other nodes in model_options apply. Raises FeaturesError.
+    Patches, LoRAs and wrappers of other nodes in model_options apply, except step caches. Raises FeaturesError.
     """
-    if len(positive) != 1:
-        raise FeaturesError(f"PRISM reads one prompt, found {len(positive)} combined ones; connect a single CLIP Text Encode")
-    options = comfy.model_patcher.create_model_options_clone(model_options)
+    require_readable(model_options)
+    prompt = active_at(positive, float(sigma[0]))
+    options = comfy.model_patcher.create_model_options_clone(step_cache.without(model_options))
     transformer_options = options.setdefault("transformer_options", {})
     blocks = transformer_options.setdefault("patches_replace", {}).setdefault("dit", {})
-    seen: dict = {"visual": {}}
+    visual: dict[int, torch.Tensor] = {}
+    text: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
 
     def tap(index: int):
         previous = blocks.get(("double_block", index))
 
         def run(args, extra):
             out = previous(args, extra) if previous is not None else extra["original_block"](args)
-            seen["visual"][index] = _video_tokens(out["img"], args["transformer_options"])
-            seen["text"] = args["txt"]
+            visual[index] = _video_tokens(out["img"], args["transformer_options"])
+            text.append(args["txt"])
             if index == max(taps):
                 raise _LastTapRead
             return out
@@ -61,49 +106,21 @@ def read(inner_model, positive, x: torch.Tensor, sigma: torch.Tensor, model_opti
 
     def stop_early(executor, x, timestep, context, *args, **kwargs):
         # Wan pads prompts with zeros and attends to the padding; the head ignores it.
-        seen["mask"] = (context != 0).any(dim=-1)
+        masks.append((context != 0).any(dim=-1))
+        if len(masks) > 1:
+            raise FeaturesError("another node runs the model several times for one evaluation: PRISM reads one forward")
         try:
             return executor(x, timestep, context, *args, **kwargs)
         except _LastTapRead:
             return x.new_zeros(x.shape[0], executor.class_obj.out_dim, *x.shape[2:])
 
     comfy.patcher_extension.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, stop_early, options, is_model_options=True)
-    comfy.samplers.calc_cond_batch(inner_model, [positive], x, sigma, options)
-    if len(seen["visual"]) != len(taps):
+    comfy.samplers.calc_cond_batch(inner_model, [[prompt]], x, sigma, options)
+    if len(visual) != len(taps):
         raise FeaturesError(f"block {max(taps)} did not run: another node replaces the forward, or it is not a Wan model")
-    words = seen["mask"].shape[1]
+    words = masks[0].shape[1]
     # Image-to-video models put an image's tokens before the words.
-    return Features([seen["visual"][index] for index in taps], seen["text"][:, -words:], seen["mask"])
-
-
-def resume_from(model_options: dict, tokens: torch.Tensor, tap: int) -> dict:
-    """Options for a forward whose conditional rows skip blocks 0 to `tap` and start from `tokens`, found by `read`.
-
-    tokens: [B, N, width], the output of block `tap` for the same x, sigma and prompt. Rows of other prompts run all blocks.
-    """
-    options = comfy.model_patcher.create_model_options_clone(model_options)
-    blocks = options.setdefault("transformer_options", {}).setdefault("patches_replace", {}).setdefault("dit", {})
-
-    def skip(index: int):
-        previous = blocks.get(("double_block", index))
-
-        def run(args, extra):
-            labels = args["transformer_options"]["cond_or_uncond"]
-            size = args["img"].shape[0] // len(labels)
-            known = torch.tensor(labels, device=args["img"].device).repeat_interleave(size) == POSITIVE
-            img = args["img"].clone()
-            if not bool(known.all()):
-                part = {**args, **{k: args[k][~known] for k in ("img", "txt", "vec")}}
-                out = previous(part, extra) if previous is not None else extra["original_block"](part)
-                img[~known] = out["img"]
-            if index == tap:
-                img[known] = tokens.to(img)
-            return {"img": img}
-
-        return run
-
-    blocks.update({("double_block", index): skip(index) for index in range(tap + 1)})
-    return options
+    return Features([visual[index] for index in taps], text[-1][:, -words:], masks[0])
 
 
 def _video_tokens(img: torch.Tensor, transformer_options: dict) -> torch.Tensor:

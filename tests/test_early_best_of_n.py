@@ -28,7 +28,7 @@ def test_the_winner_is_the_best_scored_and_sampled_as_if_alone(cfg):
     negative = torch.randn(2, 256) if cfg != 1.0 else None
     sigmas = pipeline.sigmas(4, pipeline.SHIFT).tolist()
     noises = pipeline.initial_noise([0, 1, 2]).split(1)
-    plan = make_plan(sigmas, 3, 1, (sigmas[1],), (1,), passes=1 if cfg == 1.0 else 2, depth=DEPTH, tap=TAP)
+    plan = make_plan(sigmas, 3, 1, (sigmas[1],), (1,), passes=1 if cfg == 1.0 else 2, depth=DEPTH, scoring=TAP + 1)
     network = GuidedNetwork(dit, scorer, words, negative, cfg)
     found = search(plan, network, noises, sigmas)
     assert network.blocks == plan.cost.blocks

@@ -21,7 +21,7 @@ TRIPWIRES = re.compile(
 )
 
 
-NAMESPACES = ["nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/shell_lcc"]
+NAMESPACES = ["nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/rewards", "kernels/shell_lcc"]
 
 
 @pytest.mark.parametrize("folder", NAMESPACES)

@@ -10,7 +10,7 @@ from trainers.kernels.files import header as formats
 from trainers.kernels.files.header import FormatError
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.prism import files
-from trainers.kernels.prism.backbone import Backbone, BackboneError, of_wan
+from trainers.kernels.prism.backbone import Backbone, BackboneError, of_wan, of_wan_module
 from trainers.kernels.prism.head import HeadConfig, PrismHead
 
 
@@ -86,6 +86,23 @@ class TestBackbone:
         with pytest.raises(BackboneError, match="head 'mine' was trained on wan, 12 blocks of width 128.*model is wan, 30 "):
             of_wan(wan()).require_architecture(of_wan(wan(depth=30)), "mine")
         of_wan(wan()).require_architecture(of_wan(wan(seed=3)), "mine")
+
+    def test_layers_stored_in_another_format_are_read_by_their_sizes(self):
+        """GGUF keeps bytes: a BF16 weight [out, in] is a uint8 tensor [out, 2 in]."""
+        network = torch.nn.Module()
+        network.patch_embedding = torch.nn.Conv3d(16, 128, (1, 2, 2), (1, 2, 2))
+        network.text_embedding = torch.nn.Sequential(torch.nn.Linear(4096, 128))
+        network.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
+        plain = of_wan_module(network)
+        assert (plain.width, plain.depth, plain.text_width, plain.channels) == (128, 3, 4096, 16)
+        for layer in (network.patch_embedding, network.text_embedding[0]):
+            stored = layer.weight.to(torch.bfloat16).view(torch.uint8)
+            layer.weight = torch.nn.Parameter(stored, requires_grad=False)
+        found = of_wan_module(network)
+        assert found.architecture == plain.architecture
+        assert not found.fingerprint
+        assert not plain.comparable(found)
+        assert plain.comparable(plain)
 
     def test_shapes_alone_give_an_architecture_and_no_fingerprint(self):
         found = of_wan({k: v.to("meta") for k, v in wan().items()})

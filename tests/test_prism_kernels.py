@@ -222,8 +222,31 @@ class TestPlan:
     def test_the_default_halves_at_the_steps_that_the_literature_names(self):
         made = make_plan(schedule(50, 8), 8)
         assert [(p.step, p.survivors) for p in made.checkpoints] == [(5, 4), (10, 2), (20, 1)]
-        # 27.5 % of the steps, and 12 of 60 blocks more for each of the seven that drop out.
-        assert made.share == pytest.approx(0.275 + 7 * 12 / (8 * 50 * 60), abs=1e-9)
+        # 27.5 % of the steps, and 12 of 60 blocks more for each of the 8 + 4 + 2 scorings.
+        assert made.share == pytest.approx(0.275 + 14 * 12 / (8 * 50 * 60), abs=1e-9)
+
+    def test_reusing_the_blocks_of_scorings_would_save_little(self):
+        """Each of the 4 + 2 + 1 survivors' next steps would start after the 12 blocks that its scoring ran."""
+        blocks = make_plan(schedule(50, 8), 8).cost.blocks
+        assert blocks == 6768
+        assert 7 * 12 / blocks == pytest.approx(0.0124, abs=1e-4)
+
+    def test_fewer_rounds_than_levels_use_the_lowest(self):
+        made = make_plan(schedule(50, 8), 2)
+        assert [(p.step, p.survivors) for p in made.checkpoints] == [(20, 1)]
+        assert made.notes == tuple(f"sigma {s} is not used: 2 candidates take 1 of 3 rounds" for s in (0.987, 0.97))
+        assert [p.step for p in make_plan(schedule(50, 8), 4).checkpoints] == [10, 20]
+        assert not make_plan(schedule(50, 8), 8).notes
+
+    def test_finalists_are_scored_at_the_end(self):
+        made = make_plan(schedule(50, 8), 8, finalists=2, final_scoring=100, scoring=lambda sigma: 7 if sigma > 0.98 else 12)
+        assert [(p.survivors, p.scoring) for p in made.checkpoints] == [(4, 12), (2, 12)]
+        evaluations = 2 * (8 * 10 + 4 * 10 + 2 * 30)
+        assert made.cost.evaluations == evaluations
+        assert made.cost.scorings == 8 + 4 + 2
+        assert made.cost.blocks == evaluations * 30 + 12 * 12 + 2 * 100
+        with pytest.raises(PlanError, match="9 finalists of 8"):
+            make_plan(schedule(50, 8), 8, finalists=9)
 
     def test_noise_levels_and_not_steps_decide(self):
         for steps in (20, 50, 100):
@@ -235,20 +258,19 @@ class TestPlan:
 
     @pytest.mark.parametrize("finish", ["continue", "restart"])
     def test_the_cost_is_what_running_the_plan_takes(self, finish):
-        made = make_plan(schedule(12, 3), 7, keep=2, sigmas=(0.95, 0.85, 0.7), depth=30, tap=11, finish=finish)
-        left, evaluations, partial, blocks = 7, 0, 0, 0
+        made = make_plan(schedule(12, 3), 7, keep=2, sigmas=(0.95, 0.85, 0.7), depth=30, scoring=12, finish=finish)
+        left, evaluations, scorings, blocks = 7, 0, 0, 0
         points = {p.step: p.survivors for p in made.checkpoints}
         for step in range(12):
             if step in points:
                 survivors = points[step]
                 stop = finish == "restart" and step == max(points)
-                gone = left if stop else left - survivors
-                partial, blocks, left = partial + gone, blocks + gone * 12, survivors
+                scorings, blocks, left = scorings + left, blocks + left * 12, survivors
                 if stop:
                     evaluations, blocks = evaluations + 2 * 12 * 2, blocks + 2 * 12 * 2 * 30
                     break
             evaluations, blocks = evaluations + 2 * left, blocks + 2 * left * 30
-        assert (made.cost.evaluations, made.cost.partial, made.cost.blocks) == (evaluations, partial, blocks)
+        assert (made.cost.evaluations, made.cost.scorings, made.cost.blocks) == (evaluations, scorings, blocks)
         assert made.full_cost.blocks == 7 * 12 * 2 * 30
 
     def test_halving(self):
@@ -261,7 +283,7 @@ class TestPlan:
 
     def test_levels_on_one_step_are_one_checkpoint(self):
         made = make_plan(schedule(4, 3), 8, sigmas=(0.89, 0.88, 0.87))
-        assert made.checkpoints == (Checkpoint(2, schedule(4, 3)[2], 1),)
+        assert made.checkpoints == (Checkpoint(2, schedule(4, 3)[2], 1, 12),)
 
     def test_one_candidate_is_a_plain_run(self):
         made = make_plan(schedule(20, 3), 1, sigmas=())
@@ -282,7 +304,7 @@ class TestPlan:
             ({"candidates": 4, "sigmas": (0.9, 0.8), "survivors": (2, 3)}, "3 survivors at sigma 0.8"),
             ({"candidates": 4, "sigmas": (0.9,), "survivors": (2,)}, "2 candidates are left"),
             ({"candidates": 4, "finish": "stop"}, "unknown finish"),
-            ({"candidates": 4, "tap": 30}, "tap 30"),
+            ({"candidates": 4, "passes": 0}, "0 forwards per step"),
         ],
     )
     def test_impossible_plans_are_refused(self, options, message):

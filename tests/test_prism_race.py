@@ -17,7 +17,7 @@ def schedule(steps=10):
 
 
 def plan_of(**options):
-    return make_plan(schedule(), **({"candidates": 8, "sigmas": (0.8, 0.6, 0.4), "depth": 5, "tap": 2} | options))
+    return make_plan(schedule(), **({"candidates": 8, "sigmas": (0.8, 0.6, 0.4), "depth": 5, "scoring": 3} | options))
 
 
 @dataclass
@@ -33,15 +33,15 @@ class Network:
     def __init__(self, quality):
         self.quality, self.seen, self.scored, self.sizes = quality, [], [], []
 
-    def evaluate(self, calls, features):
+    def evaluate(self, calls):
         assert len({c.sigma for c in calls}) == 1
         self.sizes.append(len(calls))
-        self.seen += [(c.who, round(c.sigma, 6), f) for c, f in zip(calls, features, strict=True)]
+        self.seen += [(c.who, round(c.sigma, 6)) for c in calls]
         return [c.x + 1 for c in calls]
 
     def score(self, calls):
         self.scored += [(c.who, round(c.sigma, 6)) for c in calls]
-        return [(self.quality[c.who], f"features of {c.who} at {c.sigma:.3f}") for c in calls]
+        return [[self.quality[c.who]] for c in calls]
 
 
 def sampler(plan):
@@ -172,35 +172,35 @@ class TestRace:
             race.run(plan, sampler(plan), network, chunk=chunk)
             assert len(network.seen) * plan.passes == plan.cost.evaluations, options
             assert len(set(network.seen)) == len(network.seen)
-            dropped = len(network.scored) - sum(p.survivors for p in plan.checkpoints)
-            assert dropped == plan.cost.partial
+            assert len(network.scored) == plan.cost.scorings
 
     def test_candidates_run_one_after_another_by_default(self):
         plan, network = plan_of(candidates=2, sigmas=(0.8,)), Network(self.quality)
         race.run(plan, sampler(plan), network)
-        assert [who for who, _, _ in network.seen][:4] == [0, 0, 1, 1]
-
-    @pytest.mark.parametrize("chunk", [1, 2, 8])
-    def test_features_go_along_with_the_call_that_they_were_found_for(self, chunk):
-        plan, network = plan_of(), Network(self.quality)
-        race.run(plan, sampler(plan), network, chunk=chunk)
-        given = {(who, sigma): f for who, sigma, f in network.seen if f is not None}
-        survivors = {0.8: (5, 7, 4, 2), 0.6: (5, 7), 0.4: (5,)}
-        assert given == {(i, s): f"features of {i} at {s:.3f}" for s, members in survivors.items() for i in members}
+        assert [who for who, _ in network.seen][:4] == [0, 0, 1, 1]
 
     @pytest.mark.parametrize("chunk", [1, 4])
-    def test_a_restart_runs_winners_whole_again(self, chunk):
-        plan, network, restarted = plan_of(finish="restart", keep=2), Network(self.quality), []
+    def test_a_plan_that_restarts_ends_at_its_last_checkpoint(self, chunk):
+        plan, network = plan_of(finish="restart", keep=2), Network(self.quality)
+        found = race.run(plan, sampler(plan), network, chunk=chunk)
+        assert found.winners == [5, 7]
+        assert found.results == []
+        assert min(sigma for _, sigma in network.seen) > plan.checkpoints[-1].sigma
+        again = 2 * plan.steps
+        assert (len(network.seen) + again) * plan.passes == plan.cost.evaluations
 
-        def again(i, ask):
-            restarted.append(i)
-            return sampler(plan)(i, ask)
+    def test_a_candidate_of_several_clips_is_ranked_by_their_mean(self):
+        plan = plan_of(candidates=2, sigmas=(0.8,))
 
-        found = race.run(plan, sampler(plan), network, restart=again, chunk=chunk)
-        assert found.winners == restarted == [5, 7]
-        for result, i in zip(found.results, (5, 7), strict=True):
-            assert torch.equal(result, plain(plan, i))
-        assert len(network.seen) * plan.passes == plan.cost.evaluations
+        class Clips(Network):
+            def score(self, calls):
+                return [[(1.0, 3.0), (0.0, 5.0)][c.who] for c in calls]
+
+        found = race.run(plan, sampler(plan), Clips(()))
+        assert found.winners == [1]
+        step = plan.checkpoints[0].step
+        assert [c.clip_scores[step] for c in found.board] == [[1.0, 3.0], [0.0, 5.0]]
+        assert [c.scores[step] for c in found.board] == [2.0, 2.5]
 
     def test_the_board_says_who_dropped_when(self):
         plan = plan_of()
@@ -219,7 +219,7 @@ class TestRace:
         class Fickle(Network):
             def score(self, calls):
                 scores = (1, 2, 9, 9) if calls[0].sigma < 0.5 else (4, 3, 2, 1)
-                return [(scores[c.who], None) for c in calls]
+                return [[scores[c.who]] for c in calls]
 
         assert race.run(plan, sampler(plan), Fickle(())).winners == [1]
 
@@ -238,7 +238,7 @@ class TestRace:
             return i
 
         race.run(plan, start, network, chunk=2)
-        assert [(who, sigma) for who, sigma, _ in network.seen] == [
+        assert network.seen == [
             (0, 1.0), (1, 1.0), (1, 0.9), (1, 0.8), (0, 0.7), (0, 0.5), (0, 0.2),
         ]  # fmt: skip
 
@@ -261,7 +261,7 @@ class TestRace:
         assert threading.active_count() == before
 
         class Broken(Network):
-            def evaluate(self, calls, features):
+            def evaluate(self, calls):
                 raise MemoryError
 
         with pytest.raises(MemoryError):
@@ -269,5 +269,5 @@ class TestRace:
         assert threading.active_count() == before
 
     def test_a_candidate_that_ends_too_early_is_an_error(self):
-        with pytest.raises(RuntimeError, match="candidate 0 ended before"):
+        with pytest.raises(PlanError, match="candidate 0 ended before the checkpoint at sigma 0.8"):
             race.run(plan_of(), lambda i, ask: 1.0, Network(self.quality))

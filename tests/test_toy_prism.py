@@ -99,7 +99,7 @@ class TestChoices:
         scores = torch.zeros(4, len(candidates.STEPS))
         scores[:, 0] = torch.tensor([3.0, 2.0, 1.0, 0.0])
         scores[:, 1:] = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
-        plan = prism_rows.make_plan(sigmas(STEPS, SHIFT).tolist(), 4, 1, (0.984, 0.9), (2, 1), depth=12, tap=7)
+        plan = prism_rows.make_plan(sigmas(STEPS, SHIFT).tolist(), 4, 1, (0.984, 0.9), (2, 1), depth=12, scoring=8)
         assert prism_rows.play(plan, scores) == 1
 
     def test_subsets_are_the_same_every_time_and_all_of_all(self):

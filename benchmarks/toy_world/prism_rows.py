@@ -109,7 +109,7 @@ def over_captions(values: Tensor) -> Estimate:
 def plan_of(size: int, checkpoints: Sequence[float], tap: int, survivors: Sequence[int] | None = None) -> Plan:
     """The plan of one search over `size` candidates; checkpoints: noise levels at which candidates are dropped."""
     sigmas = pipeline.schedule()
-    return make_plan(sigmas, size, 1, checkpoints, survivors, passes=PASSES, depth=DEPTH, tap=tap)
+    return make_plan(sigmas, size, 1, checkpoints, survivors, passes=PASSES, depth=DEPTH, scoring=tap + 1)
 
 
 def play(plan: Plan, scores: Tensor) -> int:

@@ -5,7 +5,7 @@ architecture can, and give nonsense, so they are told apart by a few tensors tha
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Backbone:
                 "load a head of that model, or train one with `python -m trainers.prism train`"
             )
 
+    def comparable(self, other: "Backbone") -> bool:
+        """Whether the fingerprints have a tensor in common."""
+        return bool(self.fingerprint.keys() & other.fingerprint.keys())
+
     def same_weights(self, other: "Backbone") -> bool:
         """Whether fingerprints agree up to rounding, over the tensors that both have."""
         common = self.fingerprint.keys() & other.fingerprint.keys()
@@ -72,8 +76,20 @@ def of_wan(tensors: Mapping[str, Tensor]) -> Backbone:
         raise BackboneError(f"no tensor {e} among the weights: PRISM reads Wan transformers") from None
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     known = {k: tensors[k] for k in FINGERPRINT_TENSORS if k in tensors}
-    prints = {k: fingerprint(t) for k, t in known.items() if t.device.type != "meta"}
+    prints = {k: fingerprint(t) for k, t in known.items() if t.device.type != "meta" and t.is_floating_point()}
     return Backbone("wan", patch.shape[0], depth, text.shape[1], patch.shape[1], prints)
+
+
+def of_wan_module(network: torch.nn.Module) -> Backbone:
+    """The Backbone of a loaded Wan transformer with the original names of its modules.
+
+    Sizes are those of the layers: a tensor stored in another format (GGUF) has the shape of its bytes. Such tensors have no
+    fingerprint. Raises BackboneError when the network is not a Wan transformer.
+    """
+    found = of_wan({k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)})
+    patch, text = network.patch_embedding, network.text_embedding[0]
+    width, channels = getattr(patch, "out_channels", found.width), getattr(patch, "in_channels", found.channels)
+    return replace(found, width=width, channels=channels, text_width=getattr(text, "in_features", found.text_width))
 
 
 def fingerprint(tensor: Tensor) -> list[float]:

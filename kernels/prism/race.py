@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .coroutine import Coroutine
-from .plan import RESTART, Plan, rank
+from .plan import Plan, PlanError, rank
 
 # Noise levels closer than this are equal: schedules are fp32.
 SIGMA_TOLERANCE = 1e-6
@@ -27,25 +27,32 @@ Ask = Callable[[Call], object]
 class Network(Protocol):
     """Evaluates and scores calls; both methods take calls of different candidates at one noise level."""
 
-    def evaluate(self, calls: Sequence[Call], features: Sequence[object | None]) -> Sequence[object]:
-        """An output for each call. features: what `score` returned for the same call, or None."""
+    def evaluate(self, calls: Sequence[Call]) -> Sequence[object]:
+        """An output for each call."""
 
-    def score(self, calls: Sequence[Call]) -> Sequence[tuple[float, object]]:
-        """(score, features) for each call."""
+    def score(self, calls: Sequence[Call]) -> Sequence[Sequence[float]]:
+        """For each call the scores of its clips, higher is better; a candidate is ranked by their mean."""
 
 
 @dataclass
 class CandidateResult:
-    """One candidate. scores: {step of the checkpoint: score}; dropped: the step at which it was dropped, None for a winner."""
+    """One candidate. clip_scores: {step of the checkpoint: score of each of its clips}; dropped: the step at which it was
+    dropped, None for a winner."""
 
     index: int
-    scores: dict[int, float] = field(default_factory=dict)
+    clip_scores: dict[int, list[float]] = field(default_factory=dict)
     dropped: int | None = None
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """{step of the checkpoint: mean score of the candidate's clips}."""
+        return {step: sum(clips) / len(clips) for step, clips in self.clip_scores.items()}
 
 
 @dataclass(frozen=True)
 class RaceResult:
-    """results: of the winners, best first; winners: their indices; board: one entry for every candidate."""
+    """winners: indices of the finalists, best first; results: theirs, empty where the plan restarts them; board: one entry
+    for every candidate."""
 
     results: list
     winners: list[int]
@@ -56,63 +63,55 @@ def run(
     plan: Plan,
     start: Callable[[int, Ask], object],
     network: Network,
-    restart: Callable[[int, Ask], object] | None = None,
     on_rank: Callable[[Sequence[int]], None] = lambda order: None,
     chunk: int = 1,
 ) -> RaceResult:
-    """Runs the plan's candidates.
+    """Runs the plan's candidates: to the end for a plan that continues, to its last checkpoint for one that restarts.
 
     start(i, ask): samples candidate i to its end and returns its result; ask(call) returns its network's output.
-    restart(i, ask): the same for the winners of a plan that restarts them (None: start). on_rank(remaining candidates, best
-    first) is called after every checkpoint. chunk: how many candidates are evaluated together; with 1 they run one after
-    another from checkpoint to checkpoint, and each result is bit for bit that of the candidate alone.
-    An exception of a candidate, the network or on_rank cancels all candidates and is raised here. Raises PlanError for a NaN
-    score and RuntimeError for a candidate that returns before its checkpoint.
+    on_rank(remaining candidates, best first) is called after every checkpoint. chunk: how many candidates are evaluated
+    together; with 1 they run one after another from checkpoint to checkpoint, and each result is bit for bit that of the
+    candidate alone. An exception of a candidate, the network or on_rank cancels all candidates and is raised here. Raises
+    PlanError for a NaN score and for a candidate that returns before its checkpoint.
     """
     board = [CandidateResult(i) for i in range(plan.candidates)]
-    running = _start(start, range(plan.candidates))
-    features: dict[int, object] = {}
+    running = {i: Coroutine(lambda ask, i=i: start(i, ask)) for i in range(plan.candidates)}
+    winners = list(running)
     try:
         for checkpoint in plan.checkpoints:
             for part in _chunks(list(running), chunk):
-                _advance(running, part, checkpoint.sigma, network, features)
+                _advance(running, part, checkpoint.sigma, network)
                 ended = [i for i in part if running[i].done]
                 if ended:
-                    raise RuntimeError(f"candidate {ended[0]} ended before its checkpoint at step {checkpoint.step}")
+                    raise PlanError(
+                        f"candidate {ended[0]} ended before the checkpoint at sigma {checkpoint.sigma:.3f}: the sampler "
+                        "chooses its own noise levels; drop candidates at a higher sigma, or use another sampler"
+                    )
                 found = network.score([running[i].value for i in part])
-                for i, (score, seen) in zip(part, found, strict=True):
-                    board[i].scores[checkpoint.step], features[i] = float(score), seen
+                for i, clips in zip(part, found, strict=True):
+                    board[i].clip_scores[checkpoint.step] = [float(score) for score in clips]
             indices = list(running)
             order = [indices[k] for k in rank([board[i].scores[checkpoint.step] for i in indices], len(indices))]
             for i in order[checkpoint.survivors :]:
                 board[i].dropped = checkpoint.step
                 running.pop(i).cancel()
-                features.pop(i)
-            on_rank(order[: checkpoint.survivors])
-        # Without a checkpoint nothing is ranked: the candidates keep their order.
-        winners = order[: plan.keep] if plan.checkpoints else list(running)
-        if plan.finish == RESTART and plan.checkpoints:
-            for i in winners:
-                running.pop(i).cancel()
-            features.clear()
-            running = _start(restart or start, winners)
+            winners = order[: checkpoint.survivors]
+            on_rank(winners)
+        if plan.restarts:
+            return RaceResult([], winners, board)
         for part in _chunks(winners, chunk):
-            _advance(running, part, None, network, features)
+            _advance(running, part, None, network)
         return RaceResult([running[i].value for i in winners], winners, board)
     finally:
         for coroutine in running.values():
             coroutine.cancel()
 
 
-def _start(function, indices: Sequence[int]) -> dict[int, Coroutine]:
-    return {i: Coroutine(lambda ask, i=i: function(i, ask)) for i in indices}
-
-
 def _chunks(members: list[int], size: int) -> list[list[int]]:
     return [members[k : k + size] for k in range(0, len(members), size)]
 
 
-def _advance(running, members: list[int], sigma: float | None, network: Network, features: dict) -> None:
+def _advance(running, members: list[int], sigma: float | None, network: Network) -> None:
     """Runs the members until each calls its network at noise level `sigma` or below, or returns (None: until each returns)."""
     for i in members:
         if not running[i].started:
@@ -124,7 +123,7 @@ def _advance(running, members: list[int], sigma: float | None, network: Network,
         # Samplers with adaptive step sizes may be at different noise levels.
         highest = max(running[i].value.sigma for i in waiting)
         batch = [i for i in waiting if running[i].value.sigma == highest]
-        outputs = network.evaluate([running[i].value for i in batch], [features.pop(i, None) for i in batch])
+        outputs = network.evaluate([running[i].value for i in batch])
         for i, out in zip(batch, outputs, strict=True):
             running[i].resume(out)
 

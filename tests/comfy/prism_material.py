@@ -12,10 +12,10 @@ def node(name):
     return f"IntrinsicReward_{name}"
 
 
-def make_head(comfy, path, backbone, seed=0, **options):
+def make_head(comfy, path, backbone, seed=0, space="wan21", **options):
     """Write a random head for a backbone to `path`; `options` replace fields of its HeadConfig."""
     files, heads = comfy.module("kernels.prism.files"), comfy.module("kernels.prism.head")
-    space = comfy.module("kernels.latent_space").WAN21
+    space = comfy.module("kernels.latent_space").by_id(space)
     torch.manual_seed(seed)
     config = heads.HeadConfig(backbone.width, **({"dim": 64, "heads": 4, "layers": 3} | options))
     head = heads.PrismHead(config)

@@ -44,13 +44,12 @@ def test_a_thumbnail_is_made_on_the_cpu_of_one_copy(comfy, gpu, latent_format):
 def test_the_score_board_shows_candidates_that_were_on_the_gpu(comfy, gpu):
     from comfy.latent_formats import Wan21
 
-    board, thumbnail = comfy.module("nodes.prism_board"), comfy.module("nodes.latent_thumbnail").thumbnail
+    board, thumbnail = comfy.module("nodes.race_board"), comfy.module("nodes.latent_thumbnail").thumbnail
     standings = [SimpleNamespace(index=i, scores={2: 0.5 + i}, dropped=None if i else 4) for i in range(2)]
 
     def racing(latent):
         pictures = {i: thumbnail(latent[i : i + 1], Wan21()) for i in range(2)}
-        candidates = SimpleNamespace(seeds=[7, 8])
-        return SimpleNamespace(outcome=SimpleNamespace(board=standings), thumbnails=pictures, candidates=candidates)
+        return SimpleNamespace(board=standings, thumbnails=pictures, seeds=[7, 8])
 
     wanted, found = board.as_image(racing(LATENT)), board.as_image(racing(LATENT.to(DEVICE)))
     assert torch.equal(found, wanted)

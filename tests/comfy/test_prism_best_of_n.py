@@ -152,7 +152,7 @@ def test_the_blocks_that_run_are_the_plans(comfy, wan, head, finish, cfg):
     (sigmas,) = comfy.run("BasicScheduler", model=wan[0], scheduler="simple", steps=STEPS, denoise=1.0)
     levels = [float(s) for s in CHECKPOINTS.split(",")]
     passes = 1 if cfg == 1.0 else 2
-    plan = make_plan(sigmas.tolist(), 8, 1, levels, passes=passes, depth=6, tap=3, finish=finish)
+    plan = make_plan(sigmas.tolist(), 8, 1, levels, passes=passes, depth=6, scoring=4, finish=finish)
     assert [p.step for p in plan.checkpoints] == [2, 4, 6]
     assert sum(rows) == plan.cost.blocks
     evaluations, spent, share, full = re.search(r"(\d+) evaluations, (\d+) blocks: ([\d.]+) % of .*\((\d+)\)", text).groups()
@@ -175,8 +175,9 @@ def test_guidance_shift_and_batches_stay_in_force(comfy, wan, head):
     (guided,) = comfy.run(node("ShellLCCGuidance"), model=wan[0], manifold=manifold, **GUIDANCE)
     (guided,) = comfy.run("ModelSamplingSD3", model=guided, shift=5.0)
     (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=2)
-    samples, _, (seed,), _ = race(comfy, wan, head, model=guided, latent=latent, finish="restart", candidates=3)
-    assert samples.shape[0] == 2
+    samples, scores, (seed, same), _ = race(comfy, wan, head, model=guided, latent=latent, finish="restart", candidates=3)
+    assert samples.shape[0] == len(scores) == 2
+    assert seed == same
     assert torch.equal(samples, plain(comfy, wan, seed, model=guided, latent=latent))
     assert not torch.allclose(samples, plain(comfy, wan, seed, latent=latent))
 
@@ -264,13 +265,15 @@ def test_candidates_may_be_evaluated_together(comfy, wan, head, sampler):
     assert scores == pytest.approx(alone[1], abs=1e-4)
     assert close(samples, plain(comfy, wan, seed, sampler)) < 1e-4
     assert max(rows) == 6
-    assert sum(rows) == int(re.search(r"(\d+) blocks", text)[1])
-    assert text.splitlines()[1] == alone[3].splitlines()[1]
+    ran, once = (int(re.search(r"(\d+) blocks", t)[1]) for t in (text, alone[3]))
+    # The first batch is compared with its first candidate alone: one step with its two forwards of six blocks.
+    assert sum(rows) == ran == once + 12
 
 
 def test_a_batch_of_clips_is_evaluated_together_too(comfy, wan, head):
     (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=2)
-    samples, _, (seed,), _ = race(comfy, wan, head, latent=latent, candidates=4, chunk=4)
+    samples, scores, (seed, _), _ = race(comfy, wan, head, latent=latent, candidates=4, chunk=4)
+    assert scores[0] != scores[1]
     assert close(samples, plain(comfy, wan, seed, latent=latent)) < 1e-4
 
 
@@ -289,8 +292,8 @@ def test_where_memory_runs_out_fewer_are_evaluated_together(comfy, wan, head, mo
         samples, _, (seed,), _ = race(comfy, wan, head, chunk=8)
     finally:
         hook.remove()
-    # Sixteen rows, then eight: from there on four, two candidates under classifier-free guidance.
-    assert failures == [16, 8]
+    # Seven candidates after the first alone have fourteen rows, then four: from there on two candidates, four rows.
+    assert failures == [14, 8]
     assert close(samples, plain(comfy, wan, seed)) < 1e-4
     hook = block.register_forward_hook(lambda m, a, out: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("all of it")))
     try:

@@ -16,6 +16,8 @@ HEAD_DIM = 128
 TEXT_DIM = 4096
 CLIP_VISION_DIM = 1280
 LATENT_CHANNELS = 16
+# Two latents and the mask's 8 x 8 pixels.
+VACE_CHANNELS = 96
 
 T2V_NAME = "tiny_wan_t2v.safetensors"
 I2V_NAME = "tiny_wan_i2v.safetensors"
@@ -55,13 +57,13 @@ class RandomWeights(dict):
         self.normal(f"{name}.bias", out_features, std=bias_std)
 
 
-def wan_dit(dim=HEAD_DIM, ffn_dim=256, layers=6, i2v=False, seed=0):
-    """State dict of a Wan2.1 T2V diffusion transformer, or of the I2V variant."""
+def wan_dit(dim=HEAD_DIM, ffn_dim=256, layers=6, i2v=False, seed=0, channels=LATENT_CHANNELS, vace_layers=0):
+    """State dict of a Wan2.1 T2V diffusion transformer, of the I2V variant, of VACE, or (48 channels) of Wan2.2 5B."""
     if dim % HEAD_DIM:
         raise ValueError(f"dim must be a multiple of {HEAD_DIM}: ComfyUI derives the number of heads from it")
     w = RandomWeights(seed)
     # I2V also gets a 4-channel mask and the first frame's latent.
-    in_channels = 2 * LATENT_CHANNELS + 4 if i2v else LATENT_CHANNELS
+    in_channels = 2 * channels + 4 if i2v else channels
     w.layer("patch_embedding", dim, in_channels, 1, 2, 2)
     w.layer("text_embedding.0", dim, TEXT_DIM)
     w.layer("text_embedding.2", dim, dim)
@@ -70,7 +72,7 @@ def wan_dit(dim=HEAD_DIM, ffn_dim=256, layers=6, i2v=False, seed=0):
     w.layer("time_projection.1", 6 * dim, dim, gain=0.5)
     for index in range(layers):
         _dit_block(w, f"blocks.{index}", dim, ffn_dim, i2v)
-    w.layer("head.head", 4 * LATENT_CHANNELS, dim)
+    w.layer("head.head", 4 * channels, dim)
     w.normal("head.modulation", 1, 2, dim, std=dim**-0.5)
     if i2v:
         w.ones("img_emb.proj.0.weight", CLIP_VISION_DIM)
@@ -79,6 +81,13 @@ def wan_dit(dim=HEAD_DIM, ffn_dim=256, layers=6, i2v=False, seed=0):
         w.layer("img_emb.proj.3", dim, CLIP_VISION_DIM)
         w.ones("img_emb.proj.4.weight", dim)
         w["img_emb.proj.4.bias"] = torch.zeros(dim)
+    if vace_layers:
+        w.layer("vace_patch_embedding", dim, VACE_CHANNELS, 1, 2, 2)
+        for index in range(vace_layers):
+            _dit_block(w, f"vace_blocks.{index}", dim, ffn_dim, False)
+            if index == 0:
+                w.layer("vace_blocks.0.before_proj", dim, dim)
+            w.layer(f"vace_blocks.{index}.after_proj", dim, dim)
     return dict(w)
 
 
