@@ -1,6 +1,6 @@
 """Ordinary runs of the stock samplers, called and not copied, so that a candidate's clip is that of the stock node."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import comfy.samplers
@@ -8,6 +8,7 @@ import torch
 
 import nodes as comfyui_nodes
 
+from ..kernels.prism.plan import PlanError
 from . import step_cache
 from .race import ForwardCounter, copy_guider
 
@@ -58,6 +59,13 @@ class AdvancedRun:
         """The LATENT of another guider, sampler and noise on the same latent and schedule."""
         return sampler_nodes().SamplerCustomAdvanced.execute(noise, guider, sampler, self.sigmas, self.latent).args[0]
 
+    def with_steps(self, steps: int) -> "AdvancedRun":
+        """The same run with fewer steps: `steps` + 1 evenly spaced noise levels of the schedule."""
+        last = len(self.sigmas) - 1
+        if not 1 <= steps <= last:
+            raise PlanError(f"{steps} draft steps of a schedule of {last}: expected 1 to {last}")
+        return replace(self, sigmas=self.sigmas[torch.linspace(0, last, steps + 1).round().long()])
+
     def ordinary(self, candidate: int, model) -> dict:
         """The LATENT of a candidate's ordinary run on `model`, a clone of the guider's."""
         return self.with_sampler(copy_guider(self.guider, model), self.sampler, self.sources[candidate])
@@ -104,6 +112,12 @@ class KSamplerRun:
         out = sampler_nodes().SamplerCustomAdvanced.execute(noise, guider, sampler, self.sigmas, self.latent).args[0]
         # The only thing that KSampler does beyond SamplerCustomAdvanced.
         return {**out, "samples": out["samples"].to(comfy.model_management.intermediate_dtype())}
+
+    def with_steps(self, steps: int) -> "KSamplerRun":
+        """The same run with fewer steps of the same scheduler."""
+        if not 1 <= steps <= self.arguments["steps"]:
+            raise PlanError(f"{steps} draft steps of {self.arguments['steps']}: expected 1 to {self.arguments['steps']}")
+        return replace(self, arguments={**self.arguments, "steps": steps})
 
     def ordinary(self, candidate: int, model) -> dict:
         """The LATENT of a candidate's ordinary run on `model`, a clone of the node's."""

@@ -1,4 +1,4 @@
-"""Early Best-of-N (PRISM, arXiv 2606.20310): rank several seeds while they are noisy, finish only the best."""
+"""The nodes PRISM Best-of-N (arXiv 2606.20310): rank several seeds while they are noisy, finish only the best."""
 
 import copy
 
@@ -7,24 +7,14 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS, PlanError
-from ..kernels.prism.race import CandidateResult
-from ..kernels.rewards.prism import PrismReward
+from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS
 from . import race_board, saved_metadata
-from .latent_thumbnail import thumbnail
-from .ordinary_run import AdvancedRun, CandidateNoises, KSamplerRun, model_for
-from .prism_score import KEY, parse_sigmas
-from .prism_type import Prism, PrismType
-from .race import ForwardCounter, Race, RaceSettings, copy_guider, reserve_memory
-from .race_board import Outcome, outcome_of
-
-TITLE = "PRISM Best-of-N"
-NO_STEPS = "No steps to sample (denoise 0, or an empty schedule): the latent is unchanged, no candidate was scored"
-
-
-def parse_checkpoints(text: str) -> list[float]:
-    """Sigmas of the checkpoints, from a text such as "0.98, 0.95". Raises ValueError."""
-    return parse_sigmas(text, f"{TITLE}, input 'checkpoints'")
+from .best_of_n import PLANS, TITLE, Settings, search
+from .ordinary_run import AdvancedRun, KSamplerRun
+from .prism_type import PrismType
+from .race_board import Outcome
+from .reward_type import RewardType, as_reward, reward_input
+from .shell_lcc_type import ShellLCCType
 
 
 def seed_of_candidate(seed: int, index: int) -> int:
@@ -43,56 +33,7 @@ def noise_of_candidate(noise, index: int):
     return other
 
 
-def run(cls, stock, prism: Prism, settings: RaceSettings) -> io.NodeOutput:
-    """The node's outputs. stock: an AdvancedRun or a KSamplerRun.
-
-    Raises ValueError, BackboneError, FeaturesError or PlanError.
-    """
-    warning = prism.require_model(stock.model)
-    noises = CandidateNoises(stock.sources)
-    count, schedule, reward = len(noises.seeds), stock.sigmas, PrismReward(prism.loaded)
-    if settings.keep > count:
-        raise PlanError(f"{TITLE}, input 'keep': keep {settings.keep} of {count} candidates: expected 1 to {count}")
-    counter = ForwardCounter()
-    if settings.keep == count or schedule.shape[-1] < 2:
-        outcome = _all_ordinary(stock, noises.seeds[: settings.keep], reward, counter)
-        outcome.notes += () if schedule.shape[-1] > 1 else (NO_STEPS,)
-        return outputs(cls, outcome, warning)
-    model = model_for(stock, counter, without_cache=False)
-    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), prism.patcher])
-    reserve_memory(model, min(settings.chunk, count))
-    racing = Race(stock.sampler, reward, noises, settings, counter)
-    latent = stock.with_sampler(copy_guider(stock.guider, model), racing, noises)
-    outcome = outcome_of(racing, latent)
-    if racing.plan.restarts:
-        latents = _ordinary(stock, racing.outcome.winners, counter, without_cache=True)
-        outcome.latents = latents
-        outcome.add_ordinary(counter, latents)
-    return outputs(cls, outcome, warning)
-
-
-def _ordinary(stock, candidates: list[int], counter: ForwardCounter, without_cache: bool) -> list[dict]:
-    """The LATENT of each candidate's ordinary run."""
-    counter.rows = 0
-    model = model_for(stock, counter, without_cache)
-    return [stock.ordinary(i, model) for i in candidates]
-
-
-def _all_ordinary(stock, seeds: list[int], reward, counter: ForwardCounter) -> Outcome:
-    """The outcome where every candidate is kept: nothing is scored, and each is the stock node's clip."""
-    latents = _ordinary(stock, list(range(len(seeds))), counter, without_cache=False)
-    model = stock.model.model
-    outcome = Outcome(
-        latents, seeds, reward, board=[CandidateResult(i) for i in range(len(seeds))], winners=list(range(len(seeds))),
-        depth=len(model.diffusion_model.blocks),
-    )  # fmt: skip
-    outcome.add_ordinary(counter, latents)
-    for i, latent in enumerate(latents):
-        outcome.thumbnails[i] = thumbnail(model.process_latent_in(latent["samples"]), model.latent_format)
-    return outcome
-
-
-def outputs(cls, outcome: Outcome, warning: str | None) -> io.NodeOutput:
+def outputs(cls, outcome: Outcome) -> io.NodeOutput:
     out = dict(outcome.latents[0])
     if len(outcome.latents) > 1:
         out["samples"] = torch.cat([latent["samples"] for latent in outcome.latents])
@@ -100,9 +41,9 @@ def outputs(cls, outcome: Outcome, warning: str | None) -> io.NodeOutput:
         # These have one entry per item of the input batch, which the output repeats for every winner.
         for key in ("batch_index", "noise_mask"):
             out.pop(key, None)
-    text, board = race_board.as_text(outcome, TITLE, warning), race_board.as_image(outcome)
+    text, board = race_board.as_text(outcome), race_board.as_image(outcome)
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-    saved_metadata.add(cls, race_board.as_metadata(outcome, TITLE))
+    saved_metadata.add(cls, race_board.as_metadata(outcome))
     # One entry per clip: a candidate is a batch of them.
     clips = out["samples"].shape[0] // len(outcome.winners)
     scores, seeds = [], []
@@ -114,8 +55,17 @@ def outputs(cls, outcome: Outcome, warning: str | None) -> io.NodeOutput:
     return io.NodeOutput(out, scores, seeds, text, board, ui=shown)
 
 
+def head_input() -> io.Input:
+    """head: the reward. It is named after the only reward of the first version."""
+    return reward_input(
+        "head",
+        "What candidates are ranked by: any reward, such as Model Reward (needs no file), a PRISM head or a mix.",
+        types=[PrismType, RewardType, ShellLCCType],
+    )
+
+
 def plan_inputs() -> list[io.Input]:
-    """candidates, keep, checkpoints and finish."""
+    """candidates, keep, checkpoints, finish, chunk, plan, finalists, draft_steps and vae."""
     return [
         io.Int.Input(
             "candidates",
@@ -129,8 +79,8 @@ def plan_inputs() -> list[io.Input]:
             "checkpoints",
             default=", ".join(f"{s:g}" for s in SIGMAS),
             tooltip=(
-                "Sigmas at which the worse half is dropped. Sigmas, not steps, mean the same under any scheduler, shift "
-                "and number of steps."
+                "Sigmas at which the worse half is dropped, or shares of the steps such as 15 %, 40 %. Sigmas mean the same "
+                "under any scheduler, shift and number of steps."
             ),
         ),
         io.Combo.Input(
@@ -155,6 +105,37 @@ def plan_inputs() -> list[io.Input]:
                 "fill the GPU, and differs by rounding only; it is lowered automatically when memory runs out."
             ),
         ),
+        io.Combo.Input(
+            "plan",
+            options=list(PLANS),
+            default=PLANS[0],
+            optional=True,
+            tooltip=(
+                "checkpoints: as the input above says. fast: one round after 15 % of the steps. balanced: rounds after 15 "
+                "and 40 %. careful: after 15, 40 and 65 %. drafts: every candidate is sampled to its end with draft_steps, or "
+                "under EasyCache, and the best again in full; for rewards of finished clips."
+            ),
+        ),
+        io.Int.Input(
+            "finalists",
+            default=0,
+            min=0,
+            max=64,
+            optional=True,
+            tooltip=(
+                "Candidates that are sampled to the end and scored there, from which the winners are chosen. 0: as many as "
+                "are kept, not scored again."
+            ),
+        ),
+        io.Int.Input(
+            "draft_steps",
+            default=6,
+            min=0,
+            max=10000,
+            optional=True,
+            tooltip="Steps of a draft, for the plan drafts. 0: all steps, under EasyCache on the model.",
+        ),
+        io.Vae.Input("vae", optional=True, tooltip="Decodes candidates for rewards that read frames."),
     ]
 
 
@@ -186,7 +167,7 @@ class PrismBestOfN(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="Any sampler: candidates keep their history at checkpoints."),
                 io.Sigmas.Input("sigmas", tooltip="The noise schedule."),
                 io.Latent.Input("latent_image", tooltip="An empty video latent, or one to start from."),
-                PrismType.Input("head", tooltip="From Load PRISM Head."),
+                head_input(),
                 *plan_inputs(),
             ],
             outputs=result_outputs(),
@@ -196,11 +177,13 @@ class PrismBestOfN(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, noise, guider, sampler, sigmas, latent_image, head, candidates, keep, checkpoints, finish, chunk=1
-    ) -> io.NodeOutput:
+        cls, noise, guider, sampler, sigmas, latent_image, head, candidates, keep, checkpoints, finish, chunk=1,
+        plan=PLANS[0], finalists=0, draft_steps=6, vae=None,
+    ) -> io.NodeOutput:  # fmt: skip
         sources = [noise_of_candidate(noise, i) for i in range(candidates)]
-        settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
-        return run(cls, AdvancedRun(guider, sampler, sigmas, latent_image, sources), head, settings)
+        settings = Settings(checkpoints, keep, finish, chunk, plan, finalists, draft_steps)
+        stock = AdvancedRun(guider, sampler, sigmas, latent_image, sources)
+        return outputs(cls, search(stock, as_reward(head), settings, vae))
 
 
 class PrismKSampler(io.ComfyNode):
@@ -217,7 +200,7 @@ class PrismKSampler(io.ComfyNode):
             search_aliases=["prism", "best of n", "ksampler", "early pruning", "seed search", "intrinsic reward"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the head was trained on, with or without LoRAs and guidance."),
-                PrismType.Input("head", tooltip="From Load PRISM Head."),
+                head_input(),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="Seed of the first candidate; the others use seed + 1, seed + 2, and so on.",
@@ -250,15 +233,15 @@ class PrismKSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, head, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, candidates,
-        keep, checkpoints, finish, chunk=1,
+        keep, checkpoints, finish, chunk=1, plan=PLANS[0], finalists=0, draft_steps=6, vae=None,
     ) -> io.NodeOutput:  # fmt: skip
         seeds = [seed_of_candidate(seed, i) for i in range(candidates)]
         arguments = {
             "steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "positive": positive,
             "negative": negative, "denoise": denoise,
         }  # fmt: skip
-        settings = RaceSettings(parse_checkpoints(checkpoints), keep, finish, chunk)
-        return run(cls, KSamplerRun(model, arguments, latent_image, seeds), head, settings)
+        settings = Settings(checkpoints, keep, finish, chunk, plan, finalists, draft_steps)
+        return outputs(cls, search(KSamplerRun(model, arguments, latent_image, seeds), as_reward(head), settings, vae))
 
 
 NODES = [PrismBestOfN, PrismKSampler]

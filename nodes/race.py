@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -15,9 +15,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..kernels.prism import race
-from ..kernels.prism.plan import Plan, make_plan
-from ..kernels.rewards.reward import Reward, oriented
-from .guider_view import GuiderView
+from ..kernels.prism.plan import Checkpoint, Plan, make_plan
+from ..kernels.rewards.reward import FINISHED, Reward
+from ..kernels.rewards.schedule import at
+from .guider_view import GuiderView, decoder
 from .latent_thumbnail import thumbnail
 from .patch_state import PatchState
 
@@ -55,15 +56,18 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RaceSettings:
-    """sigmas: noise levels at which candidates are dropped, the node's input `checkpoints`; keep: number of winners.
+    """How a race is run.
 
-    finish: CONTINUE or RESTART of kernels.prism.plan; chunk: how many candidates are evaluated in one batch.
+    checkpoints: noise levels at which candidates are dropped, as the function `sigmas_of` of a schedule; keep: number of
+    winners; finish: CONTINUE or RESTART of kernels.prism.plan; chunk: how many candidates are evaluated in one batch;
+    finalists: how many are sampled to the end and scored there, at least keep.
     """
 
-    sigmas: list[float]
+    checkpoints: Callable[[Sequence[float]], list[float]]
     keep: int
     finish: str
-    chunk: int
+    chunk: int = 1
+    finalists: int = 1
 
 
 class ForwardCounter:
@@ -135,14 +139,16 @@ class GuiderProxy:
 class GuiderNetwork:
     """Evaluates the calls of candidates with a guider, and scores them with a reward.
 
-    guider: while it samples, with its model loaded; plan: gives the network's depth.
+    guider: while it samples, with its model loaded; plan: gives the network's depth; vae: for rewards that read frames.
     evaluations, blocks: forwards and transformer blocks that really ran, counted per candidate.
     one_by_one: why candidates are evaluated one by one although batches were asked for, or None.
     """
 
-    def __init__(self, guider, reward: Reward, plan: Plan, states: CandidateStates, counter: ForwardCounter, progress):
+    def __init__(
+        self, guider, reward: Reward, plan: Plan, states: CandidateStates, counter: ForwardCounter, progress, vae=None
+    ):  # fmt: skip
         self.guider, self.reward, self.plan, self.states = guider, reward, plan, states
-        self.counter, self.progress = counter, progress
+        self.counter, self.progress, self.vae = counter, progress, vae
         self.evaluations, self.blocks = 0, 0
         self.one_by_one: str | None = None
         self.stateful: list[str] = []
@@ -194,7 +200,7 @@ class GuiderNetwork:
                 self.one_by_one = f"a patch of the model fails on a batch ({type(e).__name__}: {e})"
                 return [self._alone(call) for call in calls]
             self.max_batch = -(-len(calls) // 2)
-            logging.warning("PRISM Best-of-N: out of memory at %d candidates per batch, now %d", len(calls), self.max_batch)
+            logging.warning("Best-of-N: out of memory at %d candidates per batch, now %d", len(calls), self.max_batch)
             return self._together(calls)
         return out if self._compared else self._compare(calls, out)
 
@@ -228,34 +234,38 @@ class GuiderNetwork:
         return [torch.empty_like(c.x, dtype=out.dtype).copy_(part) for c, part in zip(calls, parts, strict=True)]
 
     @torch.no_grad()
-    def score(self, calls: Sequence[GuiderCall]) -> list[list[float]]:
+    def score(self, calls: Sequence[GuiderCall], checkpoint: Checkpoint) -> list[list[float]]:
         """As race.Network: the scores of each candidate's clips. Leaves no trace in the state of the patches."""
-        out = []
-        # One by one: a reward may compare the clips of a batch.
+        reward, found = at(self.reward, checkpoint.sigma), []
         for call in calls:
+            comfy.model_management.throw_exception_if_processing_interrupted()
             self.states.enter(call.candidate)
             saved = self.states.state.save()
-            view = GuiderView(self.guider, call.options, call.x, call.sigma, call.x0)
+            view = GuiderView(
+                self.guider, call.options, call.x, call.x0, checkpoint.sigma, decoder(self.vae, self.guider)
+            )
             try:
-                scores = oriented(self.reward.score(view), self.reward.info)
+                found.append(reward.measure(view))
             finally:
                 self.states.state.restore(saved)
             self.blocks += view.blocks
             self.progress(self.blocks)
-            out.append(scores.tolist())
-        return out
+        scores = reward.scores(torch.cat(found))
+        return [part.tolist() for part in scores.split([len(f) for f in found])]
 
 
 class Race(comfy.samplers.Sampler):
     """A SAMPLER that runs the candidates of a plan with another sampler.
 
-    It returns the winners as one batch, or with the finish RESTART the input, since winners are sampled again elsewhere.
+    It returns the finalists as one batch, or with the finish RESTART the input, since they are sampled again elsewhere.
     After sampling, plan, outcome, network and thumbnails (candidate -> uint8 [h, w, 3]) hold the results.
     """
 
-    def __init__(self, sampler, reward: Reward, candidates: Candidates, settings: RaceSettings, counter: ForwardCounter):
+    def __init__(
+        self, sampler, reward: Reward, candidates: Candidates, settings: RaceSettings, counter: ForwardCounter, vae=None
+    ):  # fmt: skip
         self.sampler, self.reward, self.candidates, self.settings = sampler, reward, candidates, settings
-        self.counter = counter
+        self.counter, self.vae = counter, vae
         self.plan: Plan | None = None
         self.outcome: race.RaceResult | None = None
         self.network: GuiderNetwork | None = None
@@ -265,18 +275,21 @@ class Race(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
         inner = model_wrap.inner_model
+        schedule, depth = sigmas.tolist(), len(inner.diffusion_model.blocks)
         self.plan = make_plan(
-            sigmas.tolist(), len(self.candidates.seeds), self.settings.keep, self.settings.sigmas,
-            passes=passes_of(model_wrap), depth=len(inner.diffusion_model.blocks), scoring=self.reward.info.blocks,
-            finish=self.settings.finish,
+            schedule, len(self.candidates.seeds), self.settings.keep, self.settings.checkpoints(schedule),
+            passes=passes_of(model_wrap), depth=depth, scoring=lambda s: at(self.reward, s).info.cost(depth),
+            finish=self.settings.finish, finalists=self.settings.finalists,
+            final_scoring=at(self.reward, FINISHED).info.cost(depth),
         )  # fmt: skip
         total = self.plan.cost.blocks
         bar = comfy.utils.ProgressBar(total)
         ignored = (ForwardCounter, GuiderNetwork, Race)
         states = CandidateStates(PatchState(model_wrap, ignored), self.candidates.random_states)
         self.network = GuiderNetwork(
-            model_wrap, self.reward, self.plan, states, self.counter, lambda done: bar.update_absolute(min(done, total), total)
-        )
+            model_wrap, self.reward, self.plan, states, self.counter,
+            lambda done: bar.update_absolute(min(done, total), total), self.vae,
+        )  # fmt: skip
         previewer = latent_preview.get_previewer(model_wrap.model_patcher.load_device, inner.latent_format)
         # The latest x0 of each candidate; the best one is shown as the preview.
         best, latest = 0, {}

@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..kernels.prism.plan import Plan
 from ..kernels.prism.race import CandidateResult
 from ..kernels.rewards.prism import PrismReward
-from ..kernels.rewards.reward import Reward
-from .race import ForwardCounter, Race
+from ..kernels.rewards.reward import FINISHED, Reward
+from ..kernels.rewards.schedule import at
+from .race import Race
 
 COLUMNS = 4
 WIDTH, MARGIN, LINE = 256, 10, 18
@@ -37,9 +38,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     thumbnails: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def add_ordinary(self, counter: ForwardCounter, latents: list[dict]) -> None:
-        """Adds the cost of ordinary runs, which `counter` counted."""
-        forwards = counter.rows // latents[0]["samples"].shape[0]
+    def add_forwards(self, forwards: int) -> None:
+        """Adds the cost of ordinary runs."""
         self.evaluations += forwards
         self.blocks += forwards * self.depth
 
@@ -58,41 +58,43 @@ def outcome_of(racing: Race, latent: dict) -> Outcome:
     )  # fmt: skip
 
 
-def as_text(outcome: Outcome, title: str, warning: str | None) -> str:
+def as_text(outcome: Outcome) -> str:
     """What the scores mean, the winners, the cost, and the scores of every candidate."""
-    plan, info = outcome.plan, outcome.reward.info
-    winners = ", ".join(str(outcome.seeds[i]) for i in outcome.winners)
-    lines = [] if warning is None else [warning]
+    plan, winners = outcome.plan, ", ".join(str(outcome.seeds[i]) for i in outcome.winners)
+    lines = []
     if plan is None:
         kept = len(outcome.winners)
         all_of_them = f"All {kept} candidates are kept and none is scored: seeds {winners}"
         lines.append(all_of_them if kept > 1 else f"One candidate, not scored: seed {winners}")
         lines.append(f"{outcome.evaluations} evaluations, {outcome.blocks} blocks")
     else:
-        lines.append(f"Best of {plan.candidates}: seed {winners}. Scores ({info.direction}): {info.meaning}.")
+        last = at(outcome.reward, plan.checkpoints[-1].sigma if plan.finalists == plan.keep and plan.checkpoints else FINISHED)
+        # Scores are shown so that higher is better, whatever the reward's own figure is.
+        sign = "" if last.info.higher_is_better else "minus "
+        lines.append(f"Best of {plan.candidates}: seed {winners}. Scores, higher is better: {sign}{last.info.meaning}.")
         full = plan.full_cost
         lines.append(
             f"{outcome.evaluations} evaluations, {outcome.blocks} blocks: "
             f"{100 * outcome.blocks / full.blocks:.1f} % of plain Best-of-{plan.candidates} ({full.blocks})"
         )
-        low, high = info.sigmas
-        beyond = [p.sigma for p in plan.checkpoints if not low - 1e-3 <= p.sigma <= high + 1e-3]
-        if beyond:
-            lines.append(f"The head was trained on sigma {low:.3f} to {high:.3f}; {beyond[0]:.3f} is outside.")
         for point in plan.checkpoints:
             lines.append(f"Step {point.step} (sigma {point.sigma:.3f}): {point.survivors} stay")
+            info = at(outcome.reward, point.sigma).info
+            if not info.valid_at(point.sigma):
+                low, high = info.sigmas
+                lines.append(f"  {info.name} is known to work at sigma {low:.3f} to {high:.3f}; {point.sigma:.3f} is outside")
     lines += outcome.notes
     for s in outcome.board:
         scores = ", ".join(f"{v:.3f}" for v in s.scores.values())
-        lines.append(f"  seed {outcome.seeds[s.index]}: {scores or 'not scored'}; {_status(s)}")
+        lines.append(f"  seed {outcome.seeds[s.index]}: {scores or 'not scored'}; {_status(s, plan)}")
     return "\n".join(lines)
 
 
-def as_metadata(outcome: Outcome, title: str) -> dict:
+def as_metadata(outcome: Outcome) -> dict:
     """The same as JSON values."""
     points = () if outcome.plan is None else outcome.plan.checkpoints
     return {
-        "node": title,
+        "node": "PRISM Best-of-N",
         "reward": outcome.reward.info.name,
         **({"head": outcome.reward.loaded.name} if isinstance(outcome.reward, PrismReward) else {}),
         "winners": [outcome.seeds[i] for i in outcome.winners],
@@ -127,7 +129,7 @@ def as_image(outcome: Outcome) -> torch.Tensor:
         lines = (
             (f"seed {outcome.seeds[s.index]}", PLAIN),
             (" > ".join(f"{v:.2f}" for v in list(s.scores.values())[-4:]) or "not scored", PLAIN),
-            (_status(s), WINNER if won else DROPPED),
+            (_status(s, outcome.plan), WINNER if won else DROPPED),
         )
         for k, (line, colour) in enumerate(lines):
             draw.text((x, y + tall + 5 + k * LINE), line, fill=colour, font=font)
@@ -135,5 +137,8 @@ def as_image(outcome: Outcome) -> torch.Tensor:
     return flat.view(1, canvas.height, canvas.width, 3).float() / 255
 
 
-def _status(candidate) -> str:
-    return "kept" if candidate.dropped is None else f"dropped at step {candidate.dropped}"
+def _status(candidate: CandidateResult, plan: Plan | None) -> str:
+    if candidate.dropped is None:
+        return "kept"
+    ended = plan is None or not plan.checkpoints or candidate.dropped >= plan.steps
+    return "dropped at the finish" if ended else f"dropped at step {candidate.dropped}"

@@ -32,14 +32,12 @@ class _LastTapRead(Exception):
     """Ends a forward after the last tapped block."""
 
 
-def positive_of(guider) -> list[dict]:
-    """The processed conditioning that a sampling guider calls positive. Raises FeaturesError where it has none."""
-    found = guider.conds.get("positive")
+def conditioning_of(guider, name: str) -> list[dict]:
+    """The processed conditioning that a sampling guider calls "positive" or "negative". Raises FeaturesError without it."""
+    found = guider.conds.get(name)
     if not found:
-        names = ", ".join(sorted(guider.conds)) or "none"
-        raise FeaturesError(
-            f"{type(guider).__name__} has no conditioning called positive (it has: {names}); use CFGGuider or BasicGuider"
-        )
+        names = ", ".join(sorted(k for k, v in guider.conds.items() if v)) or "none"
+        raise FeaturesError(f"{type(guider).__name__} has no {name} conditioning (it has: {names}); use CFGGuider")
     return found
 
 
@@ -48,29 +46,30 @@ def require_readable(model_options: dict) -> None:
     handler = model_options.get("context_handler")
     if handler is not None:
         raise FeaturesError(
-            f"the model samples in several context windows ({type(handler).__name__}), and PRISM reads a clip in one forward; "
-            "remove the Context Windows node, or use a reward that reads finished latents or frames"
+            f"the model samples in several context windows ({type(handler).__name__}), and this reward reads a clip in one "
+            "forward; remove the Context Windows node, or use a reward that reads frames"
         )
 
 
-def active_at(positive: list[dict], sigma: float) -> dict:
+def active_at(conds: list[dict], sigma: float) -> dict:
     """The one conditioning that is used at this noise level.
 
     Raises FeaturesError where there is none (prompts with a time range), several, or one for a part of the picture only.
     """
-    found = [c for c in positive if c.get("timestep_end", -math.inf) <= sigma <= c.get("timestep_start", math.inf)]
+    found = [c for c in conds if c.get("timestep_end", -math.inf) <= sigma <= c.get("timestep_start", math.inf)]
     if not found:
-        ranges = ", ".join(f"{c.get('timestep_start', 1.0):.3f} to {c.get('timestep_end', 0.0):.3f}" for c in positive)
+        ranges = ", ".join(f"{c.get('timestep_start', 1.0):.3f} to {c.get('timestep_end', 0.0):.3f}" for c in conds)
         raise FeaturesError(
-            f"no prompt is active at sigma {sigma:.3f}: the time ranges of the positive conditioning are sigma {ranges}; "
+            f"no prompt is active at sigma {sigma:.3f}: the time ranges of the conditioning are sigma {ranges}; "
             "score at another noise level, or widen the range (ConditioningSetTimestepRange)"
         )
     if len(found) > 1:
         raise FeaturesError(
-            f"PRISM reads one prompt, found {len(found)} combined ones at sigma {sigma:.3f}; connect a single CLIP Text Encode"
+            f"the reward reads one prompt, found {len(found)} combined ones at sigma {sigma:.3f}; connect a single CLIP Text "
+            "Encode"
         )
     if "area" in found[0]:
-        raise FeaturesError("the prompt has an area, and PRISM reads the whole picture; connect a prompt without an area")
+        raise FeaturesError("the prompt has an area, and the reward reads the whole picture; connect a prompt without one")
     return found[0]
 
 

@@ -492,6 +492,41 @@ def test_prism_scores_are_its_trainers_differences(records, models, tmp_path):
     assert (out / "candidates.jsonl").read_bytes() == before
 
 
+def test_the_model_itself_scores_clips_without_a_head(records, models, tmp_path, capsys):
+    """Against the rewards on the same latents: noise and length are shared within a group."""
+    from trainers.kernels.rewards.flow_residual import FlowResidual
+    from trainers.kernels.rewards.prompt_gap import PromptGap
+    from trainers.scorers.latent_view import ConditionalNetwork, LatentView
+    from trainers.wan.prompts import EncoderOptions, embed, text_id
+
+    out = tmp_path / "out"
+    more = ("--by", "flow_residual=1", "prompt_gap=2", "--backbone", models / "dit", "--text_encoder", TEXT)
+    more += ("--min_gap", 0, "--max_error", "inf", "--draws", 2, "--negative_prompt", "blurry", "--seed", 3)
+    assert build(records, out, *more) == 0
+    rows = lines(out / "candidates.jsonl")
+    found_groups = groups.read([records])
+    dit = wan_dit.load(models / "dit").model
+    prompts = [*{g.prompt for g in found_groups}, "blurry"]
+    texts = embed(prompts, EncoderOptions(TEXT, device="cpu"))
+    rewards = {"flow_residual": FlowResidual(noises=2, seed=3), "prompt_gap": PromptGap(noises=2, seed=3)}
+    reader = clips.ClipReader(clips.ClipOptions())
+    for group in found_groups:
+        network = ConditionalNetwork(dit, texts[text_id(group.prompt)].float(), texts[text_id("blurry")].float())
+        for candidate in group.candidates:
+            z, _ = reader.latents(candidate)
+            for name, reward in rewards.items():
+                wanted = float(reward.scores(reward.measure(LatentView(network, z[None].float()))))
+                (found,) = [r["value"] for r in rows if (r["candidate"], r["scorer"]) == (candidate.name, name)]
+                assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert len({r["value"] for r in rows}) == len(rows)
+    before = (out / "candidates.jsonl").read_bytes()
+    assert build(records, out, *more) == 0
+    assert (out / "candidates.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert build(records, out, *more[:-2], "--seed", 4) == 0
+    assert len(lines(out / "candidates.jsonl")) == 2 * len(rows)
+
+
 def test_shell_lcc_prefers_what_lies_nearer_to_the_shell(records, models, tmp_path, capsys):
     shell = models / "shell.safetensors"
     more = ("--by", "shell_lcc", "--manifold", shell, "--min_gap", 0, "--max_error", "inf")
@@ -580,7 +615,10 @@ class TestGroups:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--by", "beauty=1"), "unknown scorer; give geometry, prism, shell_lcc or stored:NAME"),
+        (("--by", "beauty=1"), "unknown scorer; give geometry, flow_residual, prompt_gap, prism, shell_lcc or stored:NAME"),
+        (("--by", "prompt_gap"), "--by prompt_gap needs --backbone, the whole model"),
+        (("--by", "flow_residual", "--backbone", "a"), "--by flow_residual needs the prompts: --text_encoder"),
+        (("--draws", "0"), "--draws must be 1 or more, got 0"),
         (("--by", "geometry=0"), "expected each scorer once, with a weight above 0"),
         (("--by", "geometry=-1"), "expected each scorer once"),
         (("--by", "geometry=much"), "expected each scorer once"),
@@ -607,7 +645,7 @@ def test_what_a_clip_lacks_is_said_before_anything_is_scored(tmp_path, models, c
     (tmp_path / "groups" / "g").mkdir(parents=True)
     write_clip(tmp_path / "groups" / "g" / "a.mkv", moving(5))
     assert build(tmp_path / "groups", tmp_path / "out", "--by", "shell_lcc", "--manifold", models / "shell.safetensors") == 2
-    assert "a.mkv: a video; --by prism and shell_lcc read latents, so give --vae" in capsys.readouterr().err
+    assert "a.mkv: a video; --by shell_lcc reads latents, so give --vae" in capsys.readouterr().err
     assert build(tmp_path / "records", tmp_path / "out", "--by", "shell_lcc", "--manifold", models / "head.safetensors") == 2
     assert "found a PRISM head, expected a Shell-LCC manifold" in capsys.readouterr().err
 

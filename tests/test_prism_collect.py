@@ -78,6 +78,35 @@ def test_a_cut_off_collection_goes_on(backbone, texts, tmp_path):  # noqa: F811
     assert shards[0].stat().st_mtime_ns == kept
 
 
+def test_finished_runs_are_scored_by_the_model_itself(backbone, texts, tmp_path):  # noqa: F811
+    from trainers.kernels.rewards.prompt_gap import PromptGap
+    from trainers.scorers.latent_view import ConditionalNetwork, LatentView
+
+    out = tmp_path / "runs"
+    options = ("--score", "prompt_gap", "flow_residual")
+    assert collect(backbone, texts, out, *options) == 0
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    runs = prism_data.runs_of(out)
+    assert {r["run"] for r in rows} == {name for names in runs.values() for name in names}
+    dit = wan_dit.load(backbone).model
+    words, _ = formats.read(texts, "texts")
+    for shard in sorted(out.glob("latents-*.safetensors")):
+        tensors, header = formats.read(shard, "latents")
+        for key, entry in header.config["clips"].items():
+            if entry["sigma"] is not None:
+                continue
+            (row,) = [r for r in rows if r["run"] == entry["run"]]
+            assert set(row["scores"]) == {"prompt_gap", "flow_residual"}
+            network = ConditionalNetwork(dit, words[entry["prompt"]], words["bad"])
+            view = LatentView(network, tensors[key][None].float())
+            # The file keeps latents in fp16.
+            assert row["scores"]["prompt_gap"] == pytest.approx(float(PromptGap().measure(view)), abs=2e-3)
+    before = (out / "scores.jsonl").read_bytes()
+    assert collect(backbone, texts, out, *options) == 0
+    assert (out / "scores.jsonl").read_bytes() == before
+    assert prism.main(["label", "--data", str(out), "--scores", str(out / "scores.jsonl")]) == 0
+
+
 def test_two_share_the_work(backbone, texts, tmp_path):  # noqa: F811
     assert collect(backbone, texts, tmp_path / "whole") == 0
     for part in ("1/2", "2/2"):

@@ -39,7 +39,7 @@ class Network:
         self.seen += [(c.who, round(c.sigma, 6)) for c in calls]
         return [c.x + 1 for c in calls]
 
-    def score(self, calls):
+    def score(self, calls, checkpoint):
         self.scored += [(c.who, round(c.sigma, 6)) for c in calls]
         return [[self.quality[c.who]] for c in calls]
 
@@ -193,7 +193,7 @@ class TestRace:
         plan = plan_of(candidates=2, sigmas=(0.8,))
 
         class Clips(Network):
-            def score(self, calls):
+            def score(self, calls, checkpoint):
                 return [[(1.0, 3.0), (0.0, 5.0)][c.who] for c in calls]
 
         found = race.run(plan, sampler(plan), Clips(()))
@@ -217,7 +217,7 @@ class TestRace:
         plan = plan_of(candidates=4, sigmas=(0.8, 0.4), survivors=(2, 1))
 
         class Fickle(Network):
-            def score(self, calls):
+            def score(self, calls, checkpoint):
                 scores = (1, 2, 9, 9) if calls[0].sigma < 0.5 else (4, 3, 2, 1)
                 return [[scores[c.who]] for c in calls]
 

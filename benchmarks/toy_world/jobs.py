@@ -21,7 +21,7 @@ from trainers.kernels.shell_lcc import manifold as manifolds
 from trainers.kernels.shell_lcc.diagnostics import add_noise, half_blur
 from trainers.latents.read import ClipRef, list_clips, read_clip
 
-from . import candidates, judge, pipeline, weights
+from . import candidates, few_steps, judge, pipeline, training_free, weights
 from .captions import VALUES
 from .clips import clip, scene_of, sibling
 from .guidance import Guidance, SigmaTable
@@ -33,7 +33,12 @@ VERSION = 1
 # Siblings: how many other scenes of its caption are rendered for each clip, as the distribution that samples should match.
 SIBLINGS = {"siblings": 4, "sibling reconstructions": 2}
 # Tables of one caption's candidates; the clips of such a job are seeds of the caption of clip `start`.
-TABLES = {"candidates": candidates.run, "drafts": candidates.run_drafts, "judged": candidates.run_judged}
+TABLES = {
+    "candidates": candidates.run, "drafts": candidates.run_drafts, "judged": candidates.run_judged,
+    "training free": training_free.run,
+}  # fmt: skip
+# Few-step samples with and without guidance, by cfg.
+FEW_STEPS = {f"few steps cfg {cfg:g}": cfg for cfg in few_steps.CFGS}
 DAMAGES = {"half blur": half_blur, "noise": add_noise}
 
 
@@ -69,7 +74,7 @@ class Job:
     """Clips start to start + count of a split. guidance: of samples and of refined latents, None without any.
 
     kind: renders, reconstructions (renders through the VAE), samples, predictions, one of SIBLINGS, or "refined <damage>":
-    latents of renders with one of DAMAGES applied, then corrected once by the guidance; or one of TABLES.
+    latents of renders with one of DAMAGES applied, then corrected once by the guidance; or one of TABLES or FEW_STEPS.
     """
 
     kind: str
@@ -98,6 +103,9 @@ class Worker:
     def run(self, job: Job) -> dict[str, Tensor]:
         if job.kind in TABLES:
             return TABLES[job.kind](self.world, self.judge, self.heads, job.split, job.start, job.count)
+        if job.kind in FEW_STEPS:
+            cfg = FEW_STEPS[job.kind]
+            return few_steps.run(self.world, self.judge, self.manifold, job.split, job.start, job.count, cfg)
         index = range(job.start, job.start + job.count)
         if job.kind == "predictions":
             return {"distance": self._predictions(index)}

@@ -192,5 +192,5 @@ def rank(scores: Sequence[float], keep: int) -> list[int]:
     """Indices of the `keep` best scores, best first; of equal scores the earlier candidate wins. Raises PlanError for NaN."""
     bad = [i for i, s in enumerate(scores) if s != s]
     if bad:
-        raise PlanError(f"candidate {bad[0]} scored NaN: the head or the latent is broken")
+        raise PlanError(f"candidate {bad[0]} scored NaN: the reward or the latent is broken")
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:keep]

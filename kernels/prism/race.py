@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .coroutine import Coroutine
-from .plan import Plan, PlanError, rank
+from .plan import Checkpoint, Plan, PlanError, rank
 
 # Noise levels closer than this are equal: schedules are fp32.
 SIGMA_TOLERANCE = 1e-6
@@ -25,13 +25,16 @@ Ask = Callable[[Call], object]
 
 
 class Network(Protocol):
-    """Evaluates and scores calls; both methods take calls of different candidates at one noise level."""
+    """Evaluates and scores calls of candidates."""
 
     def evaluate(self, calls: Sequence[Call]) -> Sequence[object]:
-        """An output for each call."""
+        """An output for each call. The calls are at one noise level."""
 
-    def score(self, calls: Sequence[Call]) -> Sequence[Sequence[float]]:
-        """For each call the scores of its clips, higher is better; a candidate is ranked by their mean."""
+    def score(self, calls: Sequence[Call], checkpoint: Checkpoint) -> Sequence[Sequence[float]]:
+        """For each call the scores of its clips, higher is better; a candidate is ranked by their mean.
+
+        The calls are those of all candidates that still race.
+        """
 
 
 @dataclass
@@ -87,10 +90,10 @@ def run(
                         f"candidate {ended[0]} ended before the checkpoint at sigma {checkpoint.sigma:.3f}: the sampler "
                         "chooses its own noise levels; drop candidates at a higher sigma, or use another sampler"
                     )
-                found = network.score([running[i].value for i in part])
-                for i, clips in zip(part, found, strict=True):
-                    board[i].clip_scores[checkpoint.step] = [float(score) for score in clips]
             indices = list(running)
+            found = network.score([running[i].value for i in indices], checkpoint)
+            for i, clips in zip(indices, found, strict=True):
+                board[i].clip_scores[checkpoint.step] = [float(score) for score in clips]
             order = [indices[k] for k in rank([board[i].scores[checkpoint.step] for i in indices], len(indices))]
             for i in order[checkpoint.survivors :]:
                 board[i].dropped = checkpoint.step

@@ -1,7 +1,7 @@
 """What a reward is: a score of clips, what it reads, where it is valid, and what it costs.
 
 A reward asks a ClipView for what it reads, so that one implementation serves a node inside a sampler, a node on finished
-latents, and a trainer.
+latents, and a trainer. It measures each clip on its own; candidates are ranked by `scores` over all of them.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-# What a reward reads.
-NOISY, PREDICTION, LATENT, FRAMES = "noisy latent", "predicted clean latent", "finished latent", "decoded frames"
+# What a reward reads. CLEAN: the finished latent, and before it is finished the latest prediction of it.
+NOISY, CLEAN, FRAMES = "noisy latent", "clean latent", "decoded frames"
+# Sampling at this noise level is over.
+FINISHED = 0.0
 
 
 class RewardError(ValueError):
@@ -22,17 +24,19 @@ class RewardError(ValueError):
 class RewardInfo:
     """Description of a reward.
 
-    name: such as "flow residual"; reads: NOISY, PREDICTION, LATENT or FRAMES; meaning: what a score means, its unit and range,
-    in words, without a full stop; higher_is_better: whether a larger score is a better clip; sigmas: (lowest, highest) noise
-    level at which scores are valid, for NOISY and PREDICTION; blocks: transformer blocks that scoring one clip runs;
-    decodes: clips that are decoded to score one; typical: (lowest, highest) score of most good clips where it is known.
+    name: such as "flow residual"; reads: NOISY, CLEAN or FRAMES; meaning: what a score means, its unit and range, in words,
+    without a full stop; higher_is_better: whether a larger figure is a better clip; sigmas: (lowest, highest) noise level of
+    the clips at which the reward is known to work, FINISHED for finished clips; forwards: whole forwards of the network that
+    scoring a clip takes; blocks: further single blocks; decodes: clips decoded to score one; typical: (lowest, highest)
+    figure of most good clips where it is known.
     """
 
     name: str
     reads: str
     meaning: str
     higher_is_better: bool = True
-    sigmas: tuple[float, float] = (0.0, 1.0)
+    sigmas: tuple[float, float] = (FINISHED, 1.0)
+    forwards: int = 0
     blocks: int = 0
     decodes: int = 0
     typical: tuple[float, float] | None = None
@@ -42,6 +46,14 @@ class RewardInfo:
         """Such as "higher is better"."""
         return "higher is better" if self.higher_is_better else "lower is better"
 
+    def cost(self, depth: int) -> int:
+        """Transformer blocks that scoring a clip runs in a network of `depth` blocks."""
+        return self.forwards * depth + self.blocks
+
+    def valid_at(self, sigma: float) -> bool:
+        """Whether the reward is known to work for clips at this noise level."""
+        return self.sigmas[0] - 1e-3 <= sigma <= self.sigmas[1] + 1e-3
+
 
 class ClipView(Protocol):
     """Access to a batch of clips of one prompt. A method raises RewardError where the clips do not have what it returns.
@@ -49,20 +61,20 @@ class ClipView(Protocol):
     Latents are [B, C, T, H, W], normalised per channel; sigma is the share of noise, x = sigma * noise + (1 - sigma) * z.
     """
 
-    def noisy(self) -> tuple[Tensor, float]:
-        """The noisy latents and their sigma."""
+    sigma: float
+    """The noise level that the clips are at, FINISHED for finished ones."""
 
-    def prediction(self) -> Tensor:
-        """The latest prediction of the clean latents."""
+    def noisy(self) -> Tensor:
+        """The noisy latents at `sigma`."""
 
-    def latent(self) -> Tensor:
-        """The finished latents."""
+    def clean(self) -> Tensor:
+        """The finished latents, or the latest prediction of them."""
 
     def frames(self) -> Sequence[Tensor]:
         """The decoded frames of each clip, [T, H, W, 3] in 0..1."""
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        """The network's velocity noise - z for noisy latents x, under the prompt alone (no classifier-free guidance)."""
+    def velocity(self, x: Tensor, sigma: float, negative: bool = False) -> Tensor:
+        """The network's velocity noise - z for noisy latents x, under the prompt alone or under the negative prompt alone."""
 
     def features(self, x: Tensor, sigma: float, taps: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
         """Hidden states [B, N, width] after the blocks `taps`, the embedded text [B, L, width], and the mask of its words
@@ -74,10 +86,17 @@ class Reward(Protocol):
 
     info: RewardInfo
 
-    def score(self, view: ClipView) -> Tensor:
-        """Scores [B], float32 on the CPU, in the direction that `info` names. Raises RewardError."""
+    def measure(self, view: ClipView) -> Tensor:
+        """Figures [B, D] of the clips, float32 on the CPU; the first is the one that `info` describes. Raises RewardError."""
+
+    def scores(self, figures: Tensor) -> Tensor:
+        """Scores [N], higher is better, of N clips of one prompt with the figures [N, D]."""
 
 
-def oriented(scores: Tensor, info: RewardInfo) -> Tensor:
-    """The scores with their sign such that higher is better."""
-    return scores if info.higher_is_better else -scores
+class SingleFigure:
+    """A reward of one figure: a clip's score is the figure, or minus the figure where lower is better."""
+
+    info: RewardInfo
+
+    def scores(self, figures: Tensor) -> Tensor:
+        return figures[:, 0] if self.info.higher_is_better else -figures[:, 0]

@@ -19,7 +19,7 @@ PLAIN = {"INT": 1, "FLOAT": 1.0, "STRING": "", "BOOLEAN": False}
 REFUSALS = (
     "the model samples in several context windows",
     "another node runs the model several times for one evaluation",
-    "PRISM reads one prompt",
+    "the reward reads one prompt",
     "no prompt is active at sigma",
     "the prompt has an area",
     "the sampler chooses its own noise levels",

@@ -182,7 +182,7 @@ class TestModels:
 
 def test_a_prompt_that_is_not_active_is_named(comfy, parts, scene):
     (early,) = comfy.run("ConditioningSetTimestepRange", conditioning=parts.positive, start=0.0, end=0.02)
-    with pytest.raises(Exception, match=r"no prompt is active at sigma 0\.9.*the time ranges of the positive"):
+    with pytest.raises(Exception, match=r"no prompt is active at sigma 0\.9.*the time ranges of the conditioning"):
         race(comfy, scene.but(positive=early), parts.head)
     (late,) = comfy.run("ConditioningSetTimestepRange", conditioning=parts.negative, start=0.02, end=1.0)
     # One prompt for the first steps and another for the rest: one is active at each checkpoint.
@@ -196,7 +196,7 @@ def test_what_cannot_be_scored_is_named(comfy, parts, scene):
     (area,) = comfy.run("ConditioningSetArea", conditioning=parts.positive, width=16, height=16, x=0, y=0, strength=1.0)
     windows = output_of(comfy, "WanContextWindowsManual", {"MODEL": parts.model}, context_length=5, context_overlap=1)
     cases = {
-        "PRISM reads one prompt": scene.but(positive=two),
+        "the reward reads one prompt": scene.but(positive=two),
         "the prompt has an area": scene.but(positive=area),
         "the model samples in several context windows": scene.but(model=windows),
     }

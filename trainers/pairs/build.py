@@ -1,8 +1,8 @@
 """Scores groups of candidates, filters them, and writes winners and losers for the trainers.
 
 Groups are subfolders of clips, or preference records (see trainers.preferences.groups). --by names the scorers and their
-weights: geometry, prism, shell_lcc, or stored:NAME for a score that came with a record (a negative weight where lower is
-better). Each score is standardised within its group before the weighted mean is taken.
+weights: geometry, flow_residual, prompt_gap, prism, shell_lcc, or stored:NAME for a score that came with a record (a negative
+weight where lower is better). Each score is standardised within its group before the weighted mean is taken.
 
 The best clip of a group is paired with its worst; where a filter rejects that pair, the pair with the next largest difference
 is tried, until one passes. OUTPUT gets
@@ -28,6 +28,7 @@ from ..running.device import DTYPES
 from ..running.output import provenance
 from ..scorers.geometry import GEOMETRY, GeometryOptions
 from ..scorers.geometry_files import BACKENDS
+from ..scorers.model_reward import MODEL_REWARDS, ModelRewardOptions
 from ..scorers.prism import PRISM, PrismOptions
 from ..scorers.shell_lcc import SHELL_LCC
 from ..video.sizes import BUCKETS
@@ -51,17 +52,22 @@ def add_arguments(parser) -> None:
     by = parser.add_argument_group("scores")
     by.add_argument(
         "--by", nargs="+", default=["geometry=1"], metavar="NAME=WEIGHT",
-        help="geometry, prism, shell_lcc, stored:NAME, each with a weight (default geometry=1)",
+        help="geometry, flow_residual, prompt_gap, prism, shell_lcc, stored:NAME, each with a weight (default geometry=1)",
     )  # fmt: skip
     by.add_argument("--head", metavar="FILE", help="prism: the head")
-    by.add_argument("--backbone", metavar="FILE_OR_DIR", help="prism: Wan .safetensors or diffusers folder")
+    by.add_argument(
+        "--backbone", metavar="FILE_OR_DIR",
+        help="prism, flow_residual, prompt_gap: the model, a Wan .safetensors or diffusers folder",
+    )  # fmt: skip
+    by.add_argument("--negative_prompt", default="", metavar="TEXT", help="prompt_gap: compare with it (default: empty)")
+    by.add_argument("--draws", type=int, default=4, help="flow_residual, prompt_gap: noise samples per level (default 4)")
     by.add_argument("--prism_dimensions", nargs="+", metavar="NAME", help="prism: of these dimensions (default: all)")
     by.add_argument(
         "--levels", dest="sigmas", type=float, nargs="+", metavar="SIGMA",
         help="prism: noise levels (default: the 3 lowest of the head's)",
     )  # fmt: skip
     by.add_argument("--other_weights", action="store_true", help="prism: score on other weights than it was trained on")
-    by.add_argument("--texts", metavar="FILE", help="prism: prompts made by `trainers.prism embed`")
+    by.add_argument("--texts", metavar="FILE", help="prompts made by `trainers.prism embed`, where the model is needed")
     add_encoder(by, required=False)
     by.add_argument("--manifold", metavar="FILE", help="shell_lcc: the manifold")
     take = parser.add_argument_group("filters (by geometry, where it is among the scores or came with the records)")
@@ -81,7 +87,7 @@ def add_arguments(parser) -> None:
     take.add_argument("--per_scorer", action="store_true", help="also label each scorer's own preference, as a dimension")
     clips = parser.add_argument_group("clips")
     clips.add_argument(
-        "--vae", metavar="FILE_OR_DIR", help="encodes videos for prism and shell_lcc, decodes latents for geometry"
+        "--vae", metavar="FILE_OR_DIR", help="encodes videos for all but geometry, decodes latents for geometry"
     )
     clips.add_argument("--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16")
     clips.add_argument("--tiling", action="store_true", help="encode in tiles: less memory, not quite the same latents")
@@ -93,7 +99,7 @@ def add_arguments(parser) -> None:
     compute.add_argument("--jobs", type=int, default=0, help="processes for the geometry of videos (default: up to 4)")
     compute.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    compute.add_argument("--seed", type=int, default=0, help="prism: of the noise")
+    compute.add_argument("--seed", type=int, default=0, help="prism, flow_residual, prompt_gap: of the noise")
     compute.add_argument("--sheet_pairs", type=int, default=24, help="on the contact sheet, at most (default 24; 0: no sheet)")
 
 
@@ -139,7 +145,11 @@ def scoring_options(args) -> ScoringOptions:
         args.prism_dimensions and tuple(args.prism_dimensions), args.texts, encoder_options(args), args.other_weights,
         args.seed, args.device,
     )  # fmt: skip
-    return ScoringOptions(GeometryOptions(args.frames, args.backend, args.jobs), prism, args.manifold, args.device)
+    model = ModelRewardOptions(
+        args.backbone, args.backbone_dtype, args.texts, encoder_options(args), args.negative_prompt, args.draws, args.seed,
+        args.device,
+    )  # fmt: skip
+    return ScoringOptions(GeometryOptions(args.frames, args.backend, args.jobs), prism, model, args.manifold, args.device)
 
 
 def weights_of(arguments: Sequence[str]) -> dict[str, float]:
@@ -147,8 +157,9 @@ def weights_of(arguments: Sequence[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=") if "=" in argument else (argument, "=", "1")
-        if name not in (GEOMETRY, PRISM, SHELL_LCC) and not (name.startswith(STORED) and len(name) > len(STORED)):
-            raise ValueError(f"--by {argument}: unknown scorer; give geometry, prism, shell_lcc or stored:NAME")
+        known = (GEOMETRY, *MODEL_REWARDS, PRISM, SHELL_LCC)
+        if name not in known and not (name.startswith(STORED) and len(name) > len(STORED)):
+            raise ValueError(f"--by {argument}: unknown scorer; give {', '.join(known)} or stored:NAME")
         try:
             weight = float(value)
         except ValueError:
@@ -175,6 +186,8 @@ def limits_of(args) -> Limits:
         raise ValueError(f"--max_error must be above 0, got {args.max_error}")
     if args.pairs_per_group < 1 or args.sheet_pairs < 0 or args.jobs < 0:
         raise ValueError("--pairs_per_group must be 1 or more, --sheet_pairs and --jobs 0 or more")
+    if args.draws < 1:
+        raise ValueError(f"--draws must be 1 or more, got {args.draws}")
     if args.frames < 5 or args.frames % 4 != 1:
         raise ValueError(f"--frames {args.frames} is not 4n+1, at least 5, as a Wan VAE needs")
     if not 0 < args.fps <= 1000:

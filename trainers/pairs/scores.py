@@ -3,6 +3,8 @@
 Values are higher is better and are kept in OUTPUT/candidates.jsonl (trainers.scorers.cache):
 
   geometry      minus the logarithm of the record's error; none for an undetermined clip that has no error
+  flow_residual minus the mean squared error of the model's own velocity for the clip with noise added
+  prompt_gap    how much smaller that error is with the prompt than with the negative prompt, at high noise
   prism         mean over noise levels and dimensions of a head's scores, of the same noise for all clips of a group
   shell_lcc     minus the difference between the root mean square distance of the clip's tokens and the shell's radius
   stored:NAME   a score that came with the preference records
@@ -17,9 +19,10 @@ from ..kernels.geometry.record import GeometryRecord
 from ..preferences.clips import ClipReader
 from ..preferences.groups import Group
 from ..running import results_log
-from ..scorers import geometry, prism, shell_lcc
+from ..scorers import geometry, model_reward, prism, shell_lcc
 from ..scorers.cache import ScoreCache, read_known
 from ..scorers.geometry import GEOMETRY, GeometryOptions, usable_records
+from ..scorers.model_reward import MODEL_REWARDS, ModelRewardOptions
 from ..scorers.prism import PRISM, PrismOptions
 from ..scorers.shell_lcc import SHELL_LCC
 
@@ -33,10 +36,11 @@ class PairScoringError(ValueError):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """prism: None where the head or the backbone is missing; manifold: a file or None; device: of the manifold."""
+    """prism, model: their files are None where they were not given; manifold: a file or None; device: of the manifold."""
 
     geometry: GeometryOptions
     prism: PrismOptions | None = None
+    model: ModelRewardOptions | None = None
     manifold: str | None = None
     device: str = "auto"
 
@@ -89,14 +93,22 @@ def require_possible(groups: Sequence[Group], scorers: Iterable[str], options: S
             raise PairScoringError(f"--by {PRISM} needs {' and '.join(missing)}")
         if made.texts is None and made.encoder is None:
             raise PairScoringError("--by prism needs the prompts: --text_encoder, or --texts made by `trainers.prism embed`")
+    for scorer in sorted(scorers & {*MODEL_REWARDS}):
+        if options.model.backbone is None:
+            raise PairScoringError(f"--by {scorer} needs --backbone, the whole model that the clips were made with")
+        if options.model.texts is None and options.model.encoder is None:
+            raise PairScoringError(
+                f"--by {scorer} needs the prompts: --text_encoder, or --texts made by `trainers.prism embed`"
+            )
     if SHELL_LCC in scorers and options.manifold is None:
         raise PairScoringError(f"--by {SHELL_LCC} needs --manifold")
     if reader.options.vae is not None:
         return
     videos = [c for g in groups for c in g.candidates if c.latents is None]
-    if videos and scorers & {PRISM, SHELL_LCC}:
+    of_latents = sorted(scorers & {PRISM, SHELL_LCC, *MODEL_REWARDS})
+    if videos and of_latents:
         raise PairScoringError(
-            f"{videos[0].video}: a video; --by prism and shell_lcc read latents, so give --vae to encode it"
+            f"{videos[0].video}: a video; --by {' and '.join(of_latents)} reads latents, so give --vae to encode it"
         )
     latents = [c for g in groups if not usable_records(g) for c in g.candidates if c.video is None]
     if latents and GEOMETRY in scorers:
@@ -113,6 +125,8 @@ def _rows(
         return geometry.score(groups, options.geometry, reader, cache)
     if scorer == PRISM:
         return prism.score(groups, options.prism, reader, cache)
+    if scorer in MODEL_REWARDS:
+        return model_reward.score(groups, scorer, options.model, reader, cache)
     return shell_lcc.score(groups, options.manifold, options.device, reader, cache)
 
 

@@ -1,30 +1,36 @@
 """Samples several seeds of every prompt and stores the noisy latents that a head will score, and the finished latent.
 
 Prompts are read embedded, from a file of kind "texts". Each prompt has its own seeds and its own shard, so an interrupted
-command continues with the next prompt. No preferences are written: score the runs by any means and give the scores to
-`label`.
+command continues with the next prompt. No preferences are written: score the runs by any means, or with --score by the model
+itself, and give the scores to `label`.
 """
 
 import argparse
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..kernels.files import header as file_header
+from ..kernels.files.atomic import write_atomic
 from ..kernels.files.latents import write_latents
 from ..kernels.latent_space import WAN21
 from ..running.device import DTYPES, pick_device
 from ..running.output import provenance
 from ..running.progress import Bar
+from ..scorers.latent_view import ConditionalNetwork, LatentView
+from ..scorers.model_reward import MODEL_REWARDS, reward_of
 from ..wan import dit as wan_dit
 from ..wan import sampling as wan_sampling
 from ..wan.prompts import write_embeddings
 from .data import TEXTS, require_no_manifest
 
 SIGMAS = (0.99, 0.97, 0.93, 0.85, 0.7)
+SCORES = "scores.jsonl"
 
 
 def add_arguments(parser) -> None:
@@ -50,6 +56,10 @@ def add_arguments(parser) -> None:
         metavar="I/N",
         help="sample every N-th prompt from the I-th, to share the work between N machines",
     )
+    parser.add_argument(
+        "--score", nargs="+", choices=MODEL_REWARDS, default=[], metavar="NAME",
+        help=f"also score finished clips by the model itself, into {SCORES} for `label`: {', '.join(MODEL_REWARDS)}",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -74,7 +84,7 @@ def run(args) -> int:
     settings = {
         "backbone": dit.backbone.to_json(), "steps": args.steps, "shift": args.shift, "cfg": args.cfg,
         "size": [args.width, args.height, args.frames], "seeds": args.seeds, "seed": args.seed,
-    }  # fmt: skip
+    } | ({"score": sorted(args.score)} if args.score else {})  # fmt: skip
     mine = prompts[args.part[0] - 1 :: args.part[1]]
     with Bar("sampling", len(mine) * args.seeds, "run") as bar:
         for prompt in mine:
@@ -92,10 +102,14 @@ def run(args) -> int:
                         key = name if sigma is None else f"{name}@{sigma:.4f}"
                         tensors[key] = z.half()
                         entry = {"run": name, "prompt": prompt, "sigma": sigma, "seed": seed, "source": name, "video": name}
+                        if sigma is None and args.score:
+                            entry["scores"] = scores_of(z, dit.model, texts[prompt], negative, args.score)
                         clips[key] = entry
                 bar.add_many(len(seeds))
             notes = provenance(args.argv, "trainers.prism")
             write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
+    if args.score:
+        _write_scores(args.output)
     if Path(args.texts).resolve() != (args.output / TEXTS).resolve():
         known = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
         kept_texts = {p: texts[p] for p in prompts}
@@ -103,6 +117,26 @@ def run(args) -> int:
     shown = ", ".join(f"{s:.3f}" for s in kept.values())
     print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {shown}")
     return 0
+
+
+def scores_of(z: Tensor, dit: torch.nn.Module, words: Tensor, negative: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Scores by the model itself of a finished latent z [C, T, H, W], higher is better. names: of MODEL_REWARDS."""
+    view, found = LatentView(ConditionalNetwork(dit, words.float(), negative), z[None].float()), {}
+    for name in sorted(names):
+        # The seed is the same for all runs, so that they share their noise.
+        reward = reward_of(name, draws=4, seed=0)
+        found[name] = float(reward.scores(reward.measure(view)))
+    return found
+
+
+def _write_scores(folder: Path) -> None:
+    """Writes the scores in the headers of all shards to SCORES, one line per run."""
+    lines = []
+    for shard in sorted(folder.glob("latents-*.safetensors")):
+        for entry in file_header.read_header(shard, "latents").config["clips"].values():
+            if "scores" in entry:
+                lines.append(json.dumps({"run": entry["run"], "scores": entry["scores"]}))
+    write_atomic(folder / SCORES, lambda partial: Path(partial).write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
 def first_seed(prompt: str, seed: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.prism import race
-from ..kernels.prism.plan import Plan
+from ..kernels.prism.plan import Checkpoint, Plan
 from ..wan.sampling import Denoiser, euler
 from ..wan.text_padding import LENGTH
 from .prism_network import Scorer
@@ -56,7 +56,7 @@ class GuidedNetwork:
         return [self.denoiser.velocity(call.x, call.sigma) for call in calls]
 
     @torch.no_grad()
-    def score(self, calls: Sequence[VelocityRequest]) -> list[list[float]]:
+    def score(self, calls: Sequence[VelocityRequest], checkpoint: Checkpoint) -> list[list[float]]:
         """The mean of the head's dimensions for each call, by a conditional forward that ends at the head's last tap."""
         # The prompt's row; the negative prompt's follows it.
         head, text, bias = self.scorer.head, self.denoiser.text[:1], self.denoiser.bias[:1]
