@@ -1,5 +1,6 @@
 """A node of another pack that scores images, as a reward of decoded frames."""
 
+import inspect
 import json
 
 import torch
@@ -29,6 +30,9 @@ class ImageScorerReward(SingleFigure):
         kinds = [str(kind) for kind in cls.RETURN_TYPES]
         if FLOAT not in kinds:
             raise RewardError(f"node '{node_id}' returns {', '.join(kinds) or 'nothing'}, expected a FLOAT")
+        run = cls.execute if hasattr(cls, "PREPARE_CLASS_CLONE") else getattr(cls, cls.FUNCTION)
+        if inspect.iscoroutinefunction(run):
+            raise RewardError(f"node '{node_id}' runs asynchronously, and cannot be called while a model samples")
         self.output = kinds.index(FLOAT)
         self.info = RewardInfo(
             name=f"node '{node_id}'",
@@ -44,8 +48,11 @@ class ImageScorerReward(SingleFigure):
 
     def _score(self, frames: torch.Tensor) -> float:
         inputs = {**self.inputs, self.image: frames}
-        if hasattr(self.cls, "EXECUTE_NORMALIZED"):
-            found = self.cls.EXECUTE_NORMALIZED(**inputs)
+        if getattr(self.cls, "INPUT_IS_LIST", False):
+            inputs = {name: [value] for name, value in inputs.items()}
+        if hasattr(self.cls, "PREPARE_CLASS_CLONE"):
+            # As ComfyUI's executor calls a V3 node, without hidden inputs.
+            found = self.cls.execute.__func__(self.cls.PREPARE_CLASS_CLONE(None), **inputs)
             found = getattr(found, "args", found)
         else:
             found = getattr(self.cls(), self.cls.FUNCTION)(**inputs)

@@ -130,9 +130,9 @@ class FlowResidualScore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, draws, seed, sigmas, motion) -> io.NodeOutput:
+    def execute(cls, model, positive, latent, draws, draw_seed, sigmas, motion) -> io.NodeOutput:
         title = "Flow Residual Score"
-        reward: FlowResidual = model_reward(RESIDUAL, draws, seed, sigmas, motion, title)
+        reward: FlowResidual = model_reward(RESIDUAL, draws, draw_seed, sigmas, motion, title)
         raw = read_raw(latent, from_comfy(model.get_model_object("latent_format")), f"{title}, input 'latent'")
         found = score(model, ScoredBy(reward), positive, None, raw)
         return outputs(cls, title, ScoredBy(reward), found, None)

@@ -30,7 +30,7 @@ def model_reward(kind: str, draws: int, seed: int, sigmas: str, motion: float, t
 
 
 def draw_inputs() -> list[io.Input]:
-    """draws, seed, sigmas and motion."""
+    """draws, draw_seed, sigmas and motion."""
     return [
         io.Int.Input(
             "draws",
@@ -39,7 +39,7 @@ def draw_inputs() -> list[io.Input]:
             max=64,
             tooltip="Noise samples per noise level, the same for all clips. More is steadier, and the cost is proportional.",
         ),
-        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of the noise."),
+        io.Int.Input("draw_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of the noise samples."),
         io.String.Input(
             "sigmas",
             default="",
@@ -92,8 +92,8 @@ class ModelReward(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, kind, draws, seed, sigmas, motion) -> io.NodeOutput:
-        return io.NodeOutput(ScoredBy(model_reward(kind, draws, seed, sigmas, motion, "Model Reward")))
+    def execute(cls, kind, draws, draw_seed, sigmas, motion) -> io.NodeOutput:
+        return io.NodeOutput(ScoredBy(model_reward(kind, draws, draw_seed, sigmas, motion, "Model Reward")))
 
 
 class GeometryRewardNode(io.ComfyNode):

@@ -23,7 +23,7 @@ def scene(comfy, parts):
 
 
 def model_reward(comfy, kind="prompt gap", **changes):
-    inputs = {"kind": kind, "draws": 2, "seed": 0, "sigmas": "", "motion": 0.0} | changes
+    inputs = {"kind": kind, "draws": 2, "draw_seed": 0, "sigmas": "", "motion": 0.0} | changes
     return comfy.run(node("ModelReward"), **inputs)[0]
 
 
@@ -61,7 +61,7 @@ def test_the_flow_residual_is_the_models_own_error(comfy, parts, scene):
     latent = batch_of(comfy, scene)
     common = {"model": parts.model, "positive": parts.positive, "latent": latent}
     score, clips, text = comfy.run(
-        node("FlowResidualScore"), **common, draws=2, seed=0, sigmas="0.4, 0.6", motion=0.0
+        node("FlowResidualScore"), **common, draws=2, draw_seed=0, sigmas="0.4, 0.6", motion=0.0
     )
     z = parts.model.model.process_latent_in(latent["samples"])
     wanted = residual_by_hand(comfy, parts, z, (0.4, 0.6), 2, parts.positive)
@@ -140,7 +140,7 @@ def test_finalists_are_scored_when_they_are_finished(comfy, parts, scene):
     (schedule,) = comfy.run(node("RewardSchedule"), early=model_reward(comfy), late=residual, until=0.0)
     _, clips, _ = comfy.run(
         node("FlowResidualScore"), model=parts.model, positive=parts.positive, latent=batch_of(comfy, scene, (5, 6, 7, 8)),
-        draws=2, seed=0, sigmas="", motion=0.0,
+        draws=2, draw_seed=0, sigmas="", motion=0.0,
     )  # fmt: skip
     by_seed = dict(zip((5, 6, 7, 8), clips, strict=True))
     for finish in ("restart", "continue"):
@@ -168,7 +168,7 @@ class TestDrafts:
         ])  # fmt: skip
         _, clips, _ = comfy.run(
             node("FlowResidualScore"), model=parts.model, positive=parts.positive, latent={"samples": drafts}, draws=2,
-            seed=0, sigmas="", motion=0.0,
+            draw_seed=0, sigmas="", motion=0.0,
         )  # fmt: skip
         assert seed == 5 + clips.index(max(clips))
         assert scores[0] == pytest.approx(max(clips), rel=1e-4)
