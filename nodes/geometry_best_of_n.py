@@ -26,6 +26,8 @@ def board(records: list[GeometryRecord], order: list[int]) -> str:
         first = f"None of {len(records)} clips can be judged, so the first is returned. Clip 1: {best.reason}"
     else:
         first = f"Best of {len(records)}: clip {order[0] + 1}, {best.verdict}"
+    # The first line says what a score means and which way is better.
+    first += ". Scores, higher is better: consistency with one rigid scene, 0 to 1, 0 where a clip cannot be judged"
     lines = [first]
     for i in order:
         r = records[i]

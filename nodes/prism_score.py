@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..kernels.rewards.prism import PrismReward
 from . import saved_metadata, wan_features
 from .latents import read_raw
 from .prism_type import Prism, PrismType
@@ -80,7 +81,9 @@ def measure(model, prism: Prism, positive, raw: torch.Tensor, settings: ScoreSet
 def report(prism: Prism, scores: torch.Tensor, sigmas: list[float], warning: str | None) -> str:
     """A few lines on scores [draws, sigmas, B, dimensions]."""
     names = prism.loaded.head.config.dimensions
-    lines = [] if warning is None else [warning]
+    info = PrismReward(prism.loaded).info
+    lines = [f"PRISM Score, {info.direction}: {info.meaning}."]
+    lines += [] if warning is None else [warning]
     low, high = prism.loaded.sigmas
     outside = [s for s in sigmas if not low - 1e-3 <= s <= high + 1e-3]
     if outside:

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .latents import require_model_space
-from .shell_lcc_pull import method_inputs, pull_settings, trust_input
+from .shell_lcc_pull import method_inputs, pull_settings, show_outside, trust_input
 from .shell_lcc_type import ShellLCCType
 
 KEY = "intrinsic_reward_shell_lcc"
@@ -12,6 +12,12 @@ KEY = "intrinsic_reward_shell_lcc"
 def in_window(sampling, sigma, start_percent: float, end_percent: float) -> bool:
     """Whether a step's sigma lies between the two percents of the noise schedule `sampling`."""
     return bool(sampling.percent_to_sigma(end_percent) <= sigma <= sampling.percent_to_sigma(start_percent))
+
+
+def is_last_step(args: dict) -> bool:
+    """Whether a post-CFG function is called at the last noise level that the schedule samples from."""
+    schedule = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    return schedule is not None and len(schedule) > 1 and bool(args["sigma"][0] <= schedule[-2] + 1e-6)
 
 
 class ShellLCCGuidance(io.ComfyNode):
@@ -23,8 +29,9 @@ class ShellLCCGuidance(io.ComfyNode):
             category="model/patch/wan",
             description=(
                 "Corrects the model's prediction of the clean latent at every sampling step: tokens that are smoother "
-                "or noisier than those of real video are pulled back to the manifold's shell. Needs no training, no "
-                "extra model call and works at any cfg. The manifold must belong to the model's VAE."
+                "or noisier than those of real video are pulled back to the manifold's shell. Brings samples of at most ten "
+                "steps nearer to those of many steps; use it there, and not with 20 steps. Needs no training and no extra "
+                "model call. The manifold must belong to the model's VAE."
             ),
             search_aliases=["shell lcc", "manifold guidance", "intrinsic reward", "detail guidance", "anti blur"],
             inputs=[
@@ -38,7 +45,7 @@ class ShellLCCGuidance(io.ComfyNode):
                     step=0.01,
                     tooltip="0 returns the model unchanged, 1 pulls all the way to the target, above 1 overshoots.",
                 ),
-                *method_inputs(),
+                *method_inputs("band"),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
@@ -46,8 +53,8 @@ class ShellLCCGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     tooltip=(
-                        "Share of the noise schedule at which guidance starts. Early predictions are far from any real "
-                        "clip, so a later start may be gentler; in the pack's benchmark no window was better."
+                        "Share of the noise schedule at which guidance starts. In the pack's benchmark no window was better "
+                        "than the whole schedule."
                     ),
                 ),
                 io.Float.Input(
@@ -61,6 +68,7 @@ class ShellLCCGuidance(io.ComfyNode):
                 trust_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model with guidance; the input model itself when strength is 0.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -76,6 +84,7 @@ class ShellLCCGuidance(io.ComfyNode):
         shell = manifold.manifold
         require_model_space(model, shell.space, f"Shell-LCC Guidance: manifold '{shell.name}'")
         settings = pull_settings(shell, method, target, radius, strength, trust)
+        node_id = cls.hidden.unique_id
 
         def correct(args):
             x0 = args["denoised"]
@@ -87,6 +96,9 @@ class ShellLCCGuidance(io.ComfyNode):
                     "Shell-LCC Guidance: expected a video latent [batch, channels, frames, height, width] while "
                     f"sampling, found shape {list(x0.shape)}; audio-video models and image latents are not supported"
                 )
+            # Before the last step the prediction is nearly the clip, and comparable with real ones.
+            if is_last_step(args):
+                show_outside(shell, x0, "of this clip", "Shell-LCC Guidance", node_id)
             return shell.pull(x0, **settings)
 
         m = model.clone()

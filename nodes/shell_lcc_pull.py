@@ -1,20 +1,51 @@
 """Inputs and checks shared by the nodes that pull a latent towards a manifold's shell."""
 
+import logging
+
+import torch
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..kernels.shell_lcc.manifold import METHODS, ShellManifold
 
 AUTO, CUSTOM = "auto", "custom"
 BANDED = ("band", "gradient")
+# The band holds this share of real tokens. With more than three times as many outside as of real clips, a manifold does not
+# know the content: on the half of a real clip that it was not fitted on, 67 % were outside, and detail was taken away.
+IN_BAND, FAR = 0.9, 3.0
 
 
-def method_inputs() -> list[io.Input]:
-    """method, target and radius."""
+def outside_report(manifold: ShellManifold, distance: torch.Tensor, what: str) -> tuple[str, bool]:
+    """(a sentence on the share of tokens outside the band, whether it is far above that of real clips).
+
+    distance: [B, T, H, W] of a calibrated manifold; what: such as "of the latent".
+    """
+    share = float(manifold.outside_band(distance).float().mean())
+    text = f"{100 * share:.0f} % of the tokens {what} are outside the band that holds {100 * IN_BAND:.0f} % of real ones"
+    if share <= FAR * (1 - IN_BAND):
+        return text, False
+    return (
+        f"{text}: manifold '{manifold.name}' does not know such content, and a correction may take detail away; fit one on "
+        "clips like these, or use less strength"
+    ), True
+
+
+def show_outside(manifold: ShellManifold, z: torch.Tensor, what: str, node: str, node_id: str | None) -> None:
+    """Shows on the node, and logs, the share of tokens outside the band of normalised latents z; nothing if uncalibrated."""
+    if manifold.calibration is None:
+        return
+    text, far = outside_report(manifold, manifold.distance(z), what)
+    logging.log(logging.WARNING if far else logging.INFO, "%s: %s", node, text)
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def method_inputs(default: str = "project") -> list[io.Input]:
+    """method, target and radius. default: of the method."""
     return [
         io.Combo.Input(
             "method",
             options=list(METHODS),
-            default="project",
+            default=default,
             tooltip=(
                 "project: every token onto the shell's radius, in closed form. band: only tokens outside the central "
                 "90 % of real tokens, to the band's edge; changes least. gradient: as band, by gradient steps; slower. "

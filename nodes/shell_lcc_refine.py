@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .latents import read_raw
-from .shell_lcc_pull import method_inputs, pull_settings, trust_input
+from .shell_lcc_pull import method_inputs, pull_settings, show_outside, trust_input
 from .shell_lcc_type import ShellLCCType, load_to_device
 
 
@@ -35,6 +35,7 @@ class ShellLCCRefine(io.ComfyNode):
                 trust_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The corrected latent, with all other entries of the input.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -45,7 +46,9 @@ class ShellLCCRefine(io.ComfyNode):
         settings = pull_settings(shell, method, target, radius, strength, trust)
         raw = read_raw(latent, shell.space, "Shell-LCC Refine, input 'latent'")
         load_to_device(manifold, raw)
-        refined = shell.space.denormalise(shell.pull(shell.space.normalise(raw.float()), **settings))
+        z = shell.space.normalise(raw.float())
+        show_outside(shell, z, "of the latent", "Shell-LCC Refine", cls.hidden.unique_id)
+        refined = shell.space.denormalise(shell.pull(z, **settings))
         return io.NodeOutput({**latent, "samples": refined.to(raw.dtype)})
 
 

@@ -10,6 +10,7 @@ from server import PromptServer
 from ..kernels.shell_lcc.heat_map import heat_map
 from ..kernels.shell_lcc.manifold import ShellManifold
 from .latents import normalised_warning, read_raw
+from .shell_lcc_pull import outside_report
 from .shell_lcc_type import ShellLCCType, load_to_device
 
 LATENT_FRAMES, VIDEO_FRAMES = "latent frames", "video frames"
@@ -24,6 +25,14 @@ def measure(manifold: ShellManifold, z: torch.Tensor) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         maps.append(manifold.distance(item))
     return torch.cat(maps)
+
+
+def meaning(manifold: ShellManifold) -> str:
+    """What the scores mean, in words."""
+    return (
+        f"Distance from the latents of real video; near {manifold.radius:.3f} is best: lower is smoother than real clips, "
+        "higher is noisier or broken."
+    )
 
 
 def report(manifold: ShellManifold, distance: torch.Tensor) -> str:
@@ -106,6 +115,12 @@ class ShellLCCScore(io.ComfyNode):
         score = distance.mean()
         percentile = NO_PERCENTILE if shell.calibration is None else 100 * float(shell.frame_percentile(score))
         text = report(shell, distance)
+        text = f"{meaning(shell)}\n{text}"
+        if shell.calibration is not None:
+            outside, far = outside_report(shell, distance, "of the latent")
+            if far:
+                logging.warning("Shell-LCC Score: %s", outside)
+                text = f"{text}\n{outside}"
         warning = normalised_warning(raw, shell.space, SOURCE)
         if warning is not None:
             logging.warning(warning)

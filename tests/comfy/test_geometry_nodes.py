@@ -323,7 +323,7 @@ def test_the_most_consistent_clip_wins(comfy):
     assert picked["samples"][:, 0, 0, 0, 0].tolist() == [2.0]
     assert picked["batch_index"] == [6]
     assert heat.shape == frames.shape
-    assert text.splitlines()[0] == f"Best of 3: clip 3, {verdict}"
+    assert text.startswith(f"Best of 3: clip 3, {verdict}. Scores, higher is better: consistency with one rigid scene")
     assert [line.split(":")[0] for line in text.splitlines()[1:]] == ["  clip 3", "  clip 2", "  clip 1"]
 
 

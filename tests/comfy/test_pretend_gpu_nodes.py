@@ -49,7 +49,7 @@ def test_the_score_board_shows_candidates_that_were_on_the_gpu(comfy, gpu):
 
     def racing(latent):
         pictures = {i: thumbnail(latent[i : i + 1], Wan21()) for i in range(2)}
-        return SimpleNamespace(board=standings, thumbnails=pictures, seeds=[7, 8])
+        return SimpleNamespace(board=standings, thumbnails=pictures, seeds=[7, 8], plan=None)
 
     wanted, found = board.as_image(racing(LATENT)), board.as_image(racing(LATENT.to(DEVICE)))
     assert torch.equal(found, wanted)

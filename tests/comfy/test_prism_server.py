@@ -24,7 +24,7 @@ SMALLER = {
     },
     "best_of_n_without_a_file": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
-        "IntrinsicReward_PrismKSampler.steps": 8,
+        "IntrinsicReward_PrismKSampler.steps": 12,
     },
     "rewards_mix_and_pick": {
         "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64,
