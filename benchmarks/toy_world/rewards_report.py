@@ -46,6 +46,9 @@ before step 3 seemed to gain +0.047 ± 0.021: fresh captions did not confirm it.
 
 {races}
 
+Timed on one thread, {clocked} captions: {count} full runs {full:.1f} s, drafts of {draft} steps ranked by the prompt gap with
+the winner's full run {drafts:.1f} s, {time_share:.1f} % of the time.
+
 ## Guidance at few steps
 
 {clips} captions, one seed each. Latent error: mean squared difference of the latent from the 50-step solution of its own seed
@@ -94,13 +97,17 @@ def main(argv=None) -> int:
     scores, races = rewards_rows.reward_rows(found), rewards_rows.race_rows(found, candidates.taps(files.heads))
     tables = {cfg: few_steps_rows.gather([results[job] for job in plan[kind]]) for kind, cfg in jobs.FEW_STEPS.items()}
     guidance = few_steps_rows.rows(tables, jobs.gather(results, plan["siblings"]))
+    clocked = 6
+    full, drafts = training_free.clock(pipeline.load(args.weights), SPLIT, clocked)
     text = TEXT.format(
+        clocked=clocked, full=full, drafts=drafts, time_share=100 * drafts / full,
         captions=args.captions, clips=args.clips, count=training_free.COUNT, steps=pipeline.STEPS, tie=prism_rows.TIE,
         draft=training_free.DRAFT_STEPS, rewards=rewards_rows.reward_table(scores), races=rewards_rows.race_table(races),
         guidance=few_steps_rows.table(guidance),
     )  # fmt: skip
     write_text(out / "rewards.md", text)
-    figures = {"captions": args.captions, "clips": args.clips, "scores": scores, "searches": races, "guidance": guidance}
+    figures = {"captions": args.captions, "clips": args.clips, "clocked_s": [full, drafts]}
+    figures |= {"scores": scores, "searches": races, "guidance": guidance}
     write_text(out / "rewards.json", json.dumps(figures, indent=1, default=plain) + "\n")
     print(text)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; see {out / 'rewards.md'}")
