@@ -43,7 +43,6 @@ class GuiderView:
 
     @torch.no_grad()
     def velocity(self, x: torch.Tensor, sigma: float, negative: bool = False) -> torch.Tensor:
-        # A wrapper of another node may look at the noise level, so the model's own dtype and device are kept.
         found = wan_features.conditioning_of(self._guider, "negative" if negative else "positive")
         wan_features.require_readable(self._options)
         prompt, inner = wan_features.active_at(found, sigma), self._guider.inner_model

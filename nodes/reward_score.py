@@ -45,6 +45,7 @@ def report(reward: Reward, found: Scored, title: str, warning: str | None) -> st
     """What the figures mean, the figure of every clip, and the best."""
     info = at(reward, FINISHED).info
     lines = [f"{title}, {info.direction}: {info.meaning}."]
+    lines += [] if info.typical is None else [f"Good clips have {info.typical[0]:g} to {info.typical[1]:g}."]
     lines += [] if warning is None else [warning]
     # The figures of a mix have no meaning without the other clips.
     shown = found.figures if not hasattr(reward, "parts") else found.scores

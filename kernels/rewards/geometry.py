@@ -20,6 +20,7 @@ class GeometryReward(SingleFigure):
             ),
             sigmas=(FINISHED, FINISHED),
             decodes=1,
+            typical=(0.5, 1.0),
         )
 
     def measure(self, view: ClipView) -> Tensor:

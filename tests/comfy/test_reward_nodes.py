@@ -278,6 +278,7 @@ class TestFrames:
         )
         assert all(0 <= v <= 1 for v in clips)
         assert text.startswith("Reward Score, higher is better: consistency with one rigid scene, 0 to 1")
+        assert text.splitlines()[1] == "Good clips have 0.5 to 1."
 
 
 def test_what_makes_no_reward_is_refused(comfy, parts):
