@@ -1,10 +1,15 @@
 """Geometry Best-of-N: select the clip that is most consistent with one rigid scene."""
 
+import torch
 from comfy_api.latest import io
 
 from ..kernels.geometry.heat_map import full_error, heat_map
 from ..kernels.geometry.record import TRACKS, UNDETERMINED, GeometryRecord
+from ..kernels.prism.plan import rank as best_first
+from ..kernels.rewards.reward import FINISHED, Reward, RewardError
+from ..kernels.rewards.schedule import at
 from . import geometry_clips as shared
+from .reward_type import RewardType, reward_input
 from .select_top_k import select_latent
 
 TITLE = "Geometry Best-of-N"
@@ -49,6 +54,34 @@ def pick_latent(latents: list[dict], index: int, count: int) -> dict:
         index -= size
 
 
+class FramesView:
+    """A ClipView of decoded clips: there is no latent and no model."""
+
+    sigma = FINISHED
+
+    def __init__(self, clips: list[torch.Tensor]):
+        self._clips = clips
+
+    def frames(self) -> list[torch.Tensor]:
+        return self._clips
+
+    def _missing(self, *_, **__):
+        raise RewardError(
+            f"{TITLE}, input 'reward': this node has decoded frames only; connect a reward of frames (Geometry Reward, Image "
+            "Scorer Reward or a mix of them), or use Reward Score"
+        )
+
+    noisy = clean = velocity = features = _missing
+
+
+def reward_board(records: list[GeometryRecord], order: list[int], scores: list[float], reward: Reward) -> str:
+    """As `board`, for an order by a reward."""
+    sign = "" if reward.info.higher_is_better else "minus "
+    lines = [f"Best of {len(records)}: clip {order[0] + 1}. Scores, higher is better: {sign}{reward.info.meaning}"]
+    lines += [f"  clip {i + 1}: score {scores[i]:.4g}; geometry: {records[i].verdict}, {records[i].score:.3f}" for i in order]
+    return "\n".join(lines)
+
+
 class GeometryBestOfN(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -81,6 +114,12 @@ class GeometryBestOfN(io.ComfyNode):
                 io.Latent.Input(
                     "latent", optional=True, tooltip="The latents that the images were decoded from; the best is selected too."
                 ),
+                reward_input(
+                    "reward",
+                    "Selects by this reward of frames instead: Geometry Reward, Image Scorer Reward or a mix.",
+                    optional=True,
+                    types=[RewardType],
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames of the best clip."),
@@ -96,7 +135,8 @@ class GeometryBestOfN(io.ComfyNode):
                     display_name="clip_scores",
                     is_output_list=True,
                     tooltip=(
-                        "The score of every clip, 0 to 1, higher is better, in input order; 0 if undetermined."
+                        "The score of every clip, higher is better, in input order: 0 to 1 for geometry, 0 if undetermined; "
+                        "or the reward's."
                     ),
                 ),
                 io.String.Output(
@@ -115,26 +155,31 @@ class GeometryBestOfN(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, clips, backend, latent=None) -> io.NodeOutput:
+    def execute(cls, images, clips, backend, latent=None, reward=None) -> io.NodeOutput:
         # Every input is a list here; widgets have one value.
         source = f"{TITLE}, input 'images'"
         parts = [clip for batch in images for clip in shared.split(batch, clips[0], source)]
         scored = shared.score(parts, backend[0], source)
         records = [s.record for s in scored]
-        order = rank(records)
+        order, scores, text = rank(records), [r.score for r in records], None
+        if reward is not None:
+            used = at(reward[0].reward, FINISHED)
+            scores = used.scores(used.measure(FramesView(parts))).tolist()
+            order = best_first(scores, len(scores))
+            text = reward_board(records, order, scores, used)
         best = order[0]
         picked = None if latent is None else pick_latent(latent, best, len(parts))
         # The colour scale covers all clips, though only the best is drawn.
         full = full_error([s.error_map for s in scored], TRACKS)
         heat = shared.on_wire(heat_map(parts[best], scored[best].error_map, records[best].frame_indices, full))
-        text = board(records, order)
+        text = text or board(records, order)
         shared.add_metadata(cls, TITLE, scored)
         return io.NodeOutput(
             parts[best],
             picked,
             best,
             records[best].verdict,
-            [r.score for r in records],
+            scores,
             [r.dumps() for r in records],
             heat,
             text,

@@ -320,3 +320,19 @@ def test_memory_does_not_grow_with_the_candidates(comfy, parts, scene):
     # One block's output would be this much for every candidate.
     tokens = 3 * 4 * 4 * 128 * 4
     assert tokens * 8 > 8 * size / 4
+
+
+def test_decoded_clips_are_selected_by_a_reward_of_frames(comfy):
+    clips = torch.rand(2, 9, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    clips[1] *= 0.5
+    (dark,) = comfy.run(
+        node("ImageScorerReward"), node_id="IntrinsicReward_GeometryTracks", settings='{"backend": "torch"}', every=1,
+        higher_is_better=True,
+    )  # fmt: skip
+    lists = {"images": [clips.flatten(0, 1)], "clips": [2], "backend": ["torch"]}
+    *_, scores, records, _, text = comfy.run(node("GeometryBestOfN"), lists=lists | {"reward": [dark]})
+    assert len(scores) == len(records) == 2
+    assert text.startswith("Best of 2: clip ")
+    assert "higher is better: what the node 'IntrinsicReward_GeometryTracks' returns" in text
+    with pytest.raises(Exception, match="this node has decoded frames only"):
+        comfy.run(node("GeometryBestOfN"), lists=lists | {"reward": [model_reward(comfy)]})
