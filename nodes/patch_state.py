@@ -41,10 +41,12 @@ class PatchState:
         """The state as it is now."""
         return Saved([(place, name, place.read()) for place, name in self._places()])
 
-    def restore(self, saved: "Saved") -> None:
-        """Puts a saved state back."""
+    def restore(self, saved: "Saved", keyframes: bool = True) -> None:
+        """Puts a saved state back. keyframes: also those of hooks."""
         stale = False
         for place, _, content in saved.entries:
+            if isinstance(place, _Keyframe) and not keyframes:
+                continue
             stale = stale or (isinstance(place, _Keyframe) and place.keyframe is not content.get("_current_keyframe"))
             place.write(content)
         if stale:

@@ -241,6 +241,8 @@ class GuiderNetwork:
             comfy.model_management.throw_exception_if_processing_interrupted()
             self.states.enter(call.candidate)
             saved = self.states.state.save()
+            # A cache of another pack belongs to the steps of a candidate: scoring starts with the patches' first state.
+            self.states.state.restore(self.states.base, keyframes=False)
             view = GuiderView(
                 self.guider, call.options, call.x, call.x0, checkpoint.sigma, decoder(self.vae, self.guider)
             )
