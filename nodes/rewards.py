@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..kernels.geometry.tracks import BACKENDS
+from ..kernels.geometry.views import MAX_VIEWS
 from ..kernels.rewards.flow_residual import SIGMAS as RESIDUAL_SIGMAS
 from ..kernels.rewards.flow_residual import FlowResidual
 from ..kernels.rewards.geometry import GeometryReward
@@ -10,6 +11,8 @@ from ..kernels.rewards.mix import NORMALISATIONS, Mix
 from ..kernels.rewards.prompt_gap import SIGMAS as GAP_SIGMAS
 from ..kernels.rewards.prompt_gap import PromptGap
 from ..kernels.rewards.schedule import Schedule
+from .dense_reward import DenseGeometryReward
+from .geometry_type import DA3ModelType
 from .image_scorer import ImageScorerReward, parse_settings
 from .prism_score import parse_sigmas
 from .reward_type import RewardType, ScoredBy, as_reward, reward_input
@@ -104,8 +107,8 @@ class GeometryRewardNode(io.ComfyNode):
             display_name="Geometry Reward",
             category=CATEGORY,
             description=(
-                "Consistency with one rigid scene as a reward of decoded frames, as Geometry Consistency (no model) measures "
-                "it. Best-of-N and Reward Score need a VAE for it; use it for finished clips."
+                "Consistency with one rigid scene as a reward of decoded frames, as the Geometry Consistency nodes measure "
+                "it: by point tracks, or with Depth Anything 3. Best-of-N and Reward Score need a VAE; for finished clips."
             ),
             search_aliases=["geometry", "3d consistency", "reward", "rank", "intrinsic reward"],
             inputs=[
@@ -113,13 +116,27 @@ class GeometryRewardNode(io.ComfyNode):
                     "backend", options=list(BACKENDS), default=BACKENDS[0],
                     tooltip="Point tracker. auto: OpenCV if installed, which is faster, else torch.",
                 ),
+                DA3ModelType.Input(
+                    "da3_model", optional=True,
+                    tooltip="From Load Depth Anything 3 (Small or Base): depth and cameras instead of point tracks.",
+                ),
+                io.Int.Input(
+                    "views", default=MAX_VIEWS, min=2, max=MAX_VIEWS, optional=True,
+                    tooltip="With da3_model: number of frames given to it.",
+                ),
+                io.Int.Input(
+                    "resolution", default=504, min=140, max=2520, step=14, optional=True,
+                    tooltip="With da3_model: longest side in pixels that it runs at.",
+                ),
             ],
             outputs=[RewardType.Output(display_name="reward", tooltip="For Best-of-N, Reward Score and Mix Rewards.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, backend) -> io.NodeOutput:
-        return io.NodeOutput(ScoredBy(GeometryReward(backend)))
+    def execute(cls, backend, da3_model=None, views=MAX_VIEWS, resolution=504) -> io.NodeOutput:
+        if da3_model is None:
+            return io.NodeOutput(ScoredBy(GeometryReward(backend)))
+        return io.NodeOutput(ScoredBy(DenseGeometryReward(da3_model, views, resolution)))
 
 
 class ImageScorer(io.ComfyNode):

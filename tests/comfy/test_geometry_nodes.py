@@ -111,6 +111,17 @@ def test_geometry_of_cores_own_node_is_scored_with_its_intrinsics_rescaled(comfy
     assert "intrinsics rescaled from 96x80 to 192x160 pixels" in json.loads(record)["notes"]
 
 
+def test_clips_are_ranked_by_depth_and_cameras_as_a_reward(comfy, model):
+    clips = [images(clip()), images(clip(breathing=0.3))]
+    settings = {"views": 4, "resolution": 140}
+    (reward,) = comfy.run(node("GeometryReward"), backend="auto", da3_model=model, **settings)
+    lists = {"images": clips, "clips": [1], "backend": ["torch"], "reward": [reward]}
+    *_, scores, _, _, text = comfy.run(node("GeometryBestOfN"), lists=lists)
+    wanted = [da3_score(comfy, images=frames, da3_model=model, **settings)[0] for frames in clips]
+    assert scores == pytest.approx(wanted, abs=1e-6)
+    assert "consistency with one rigid scene by depth and cameras" in text.splitlines()[0]
+
+
 def test_images_and_a_model_are_what_cores_node_and_the_kernel_make_of_them(comfy, model):
     frames = images(clip())
     settings = {"views": 4, "resolution": 140}
