@@ -243,9 +243,8 @@ class GuiderNetwork:
             saved = self.states.state.save()
             # A cache of another pack belongs to the steps of a candidate: scoring starts with the patches' first state.
             self.states.state.restore(self.states.base, keyframes=False)
-            view = GuiderView(
-                self.guider, call.options, call.x, call.x0, checkpoint.sigma, decoder(self.vae, self.guider)
-            )
+            # A sampler with its own step sizes may be below the checkpoint.
+            view = GuiderView(self.guider, call.options, call.x, call.x0, call.sigma, decoder(self.vae, self.guider))
             try:
                 found.append(reward.measure(view))
             finally:
@@ -298,7 +297,8 @@ class Race(comfy.samplers.Sampler):
 
         def run_candidate(i: int, ask):
             def on_step(step, x0, x, steps):
-                latest[i] = x0
+                # A copy: some samplers add noise to the tensor that they report.
+                latest[i] = x0.clone()
                 if previewer and i == best:
                     done = min(self.network.blocks, total)
                     bar.update_absolute(done, total, previewer.decode_latent_to_preview_image("JPEG", x0))

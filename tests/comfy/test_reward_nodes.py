@@ -90,6 +90,41 @@ def test_the_prompt_gap_compares_the_prompt_with_the_negative_one(comfy, parts, 
         comfy.run(node("RewardScore"), **common)
 
 
+def test_predictions_are_scored_as_they_were_reported(comfy, parts, scene):
+    """SamplerLCMUpscale adds noise to the prediction in place after it has reported it."""
+
+    def guider(model):
+        return comfy.run("CFGGuider", model=model, positive=parts.positive, negative=parts.negative, cfg=4.0)[0]
+
+    views, measure = [], comfy.module("kernels.rewards.prompt_gap").PromptGap.measure
+    (sampler,) = comfy.run("SamplerLCMUpscale", scale_ratio=1.0, scale_steps=1, upscale_method="nearest-exact")
+    inputs = advanced(comfy, scene.but(guider=guider, sampler=sampler))
+    (noise,) = comfy.run("RandomNoise", noise_seed=5)
+    seen, forward = [], type(inputs["guider"]).predict_noise
+
+    def predict(self, x, timestep, *args, **kwargs):
+        out = forward(self, x, timestep, *args, **kwargs)
+        seen.append(out.clone())
+        return out
+
+    def watched(self, view):
+        views.append(view.clean().clone())
+        return measure(self, view)
+
+    cls, gap = type(inputs["guider"]), comfy.module("kernels.rewards.prompt_gap").PromptGap
+    cls.predict_noise, gap.measure = predict, watched
+    try:
+        comfy.run(
+            node("PrismBestOfN"), noise=noise, head=model_reward(comfy), **inputs, candidates=2, keep=1, checkpoints="25 %",
+            finish="restart",
+        )  # fmt: skip
+    finally:
+        cls.predict_noise, gap.measure = forward, measure
+    assert len(views) == 2
+    for view, prediction in zip(views, seen[:2], strict=True):
+        torch.testing.assert_close(view, prediction)
+
+
 def test_best_of_n_without_a_file(comfy, parts, scene):
     reward = model_reward(comfy)
     samples, scores, (seed,), text = best_of(comfy, scene, reward)
