@@ -115,13 +115,14 @@ def test_predictions_are_scored_as_they_were_reported(comfy, parts, scene):
     cls.predict_noise, gap.measure = predict, watched
     try:
         comfy.run(
-            node("PrismBestOfN"), noise=noise, head=model_reward(comfy), **inputs, candidates=2, keep=1, checkpoints="25 %",
+            node("PrismBestOfN"), noise=noise, head=model_reward(comfy), **inputs, candidates=2, keep=1, checkpoints="50 %",
             finish="restart",
         )  # fmt: skip
     finally:
         cls.predict_noise, gap.measure = forward, measure
     assert len(views) == 2
-    for view, prediction in zip(views, seen[:2], strict=True):
+    # Each candidate's second prediction: the first is scaled, which copies it.
+    for view, prediction in zip(views, (seen[1], seen[3]), strict=True):
         torch.testing.assert_close(view, prediction)
 
 
