@@ -1,8 +1,8 @@
 """PRISM Score (arXiv 2606.20310): score an existing latent with a head on the model's own features."""
 
+import math
 from dataclasses import asdict, dataclass
 
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -11,7 +11,8 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..kernels.rewards.prism import PrismReward
-from . import saved_metadata, wan_features
+from . import saved_metadata
+from .guider_view import Scoring, measure_finished
 from .latents import read_raw
 from .prism_type import Prism, PrismType
 
@@ -43,39 +44,37 @@ class ScoreSettings:
     seed: int
 
 
+class HeadFigures:
+    """All scores of a head for a finished clip: what Scoring measures for PRISM Score."""
+
+    def __init__(self, head: torch.nn.Module, settings: ScoreSettings, progress):
+        self.head, self.settings, self.progress = head, settings, progress
+
+    def measure(self, view) -> torch.Tensor:
+        """[B, draws * sigmas * dimensions]."""
+        head, z, found = self.head, view.clean(), []
+        device = next(head.parameters()).device
+        for draw in range(self.settings.draws):
+            noise = comfy.sample.prepare_noise(z[:1].cpu(), self.settings.seed + draw).to(z)
+            for sigma in self.settings.sigmas:
+                visual, text, mask = view.features(sigma * noise + (1 - sigma) * z, sigma, head.config.taps)
+                level = torch.full((len(z),), sigma, device=device)
+                found.append(head([v.to(device) for v in visual], text.to(device), mask.to(device), level).float().cpu())
+                self.progress(1)
+        return torch.cat(found, dim=1)
+
+
 def measure(model, prism: Prism, positive, raw: torch.Tensor, settings: ScoreSettings) -> torch.Tensor:
     """Scores [draws, sigmas, B, dimensions] of raw latents [B, C, T, H, W]; items of a batch share their noise."""
-    sigmas, draws, seed = settings.sigmas, settings.draws, settings.seed
     m = model.clone()
     m.set_additional_models(KEY, [*m.get_additional_models_with_key(KEY), prism.patcher])
     guider = comfy.samplers.CFGGuider(m)
     guider.set_conds(positive, positive)
     guider.set_cfg(1.0)
-    head = prism.loaded.head
-    bar = comfy.utils.ProgressBar(draws * len(sigmas) * len(raw))
-    found = []
-
-    def score(model_k, x, _, extra_args=None, callback=None, disable=None):
-        inner = guider.inner_model
-        options = extra_args["model_options"]
-        clean = model_k.latent_image
-        for draw in range(draws):
-            noise = comfy.sample.prepare_noise(raw[:1], seed + draw).to(x)
-            for sigma in sigmas:
-                for item in clean.split(1):
-                    noisy = sigma * noise + (1 - sigma) * item.to(x)
-                    level = torch.full((1,), sigma, device=x.device)
-                    f = wan_features.read(inner, guider.conds["positive"], noisy, level, options, head.config.taps)
-                    device = next(head.parameters()).device
-                    visual = [v.to(device) for v in f.visual]
-                    found.append(head(visual, f.text.to(device), f.mask.to(device), level.to(device)).float().cpu())
-                    bar.update(1)
-        return x
-
-    # One step from a little noise to none: ComfyUI normalises the latent and loads the models.
-    schedule = torch.tensor([0.5, 0.0])
-    guider.sample(torch.zeros_like(raw), raw, comfy.samplers.KSAMPLER(score), schedule, disable_pbar=True, seed=seed)
-    return torch.cat(found).view(draws, len(sigmas), len(raw), -1)
+    shape = (settings.draws, len(settings.sigmas))
+    bar = comfy.utils.ProgressBar(math.prod(shape) * len(raw))
+    figures = measure_finished(guider, raw, Scoring(HeadFigures(prism.loaded.head, settings, bar.update)))
+    return figures.view(len(raw), *shape, -1).permute(1, 2, 0, 3)
 
 
 def report(prism: Prism, scores: torch.Tensor, sigmas: list[float], warning: str | None) -> str:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import comfy.model_management
 import comfy.model_patcher
@@ -44,10 +45,9 @@ class GuiderCall:
         return float(self.timestep[0])
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(Protocol):
     """noises: one [B, C, T, H, W] per candidate; seeds: one per candidate; random_states: of the CPU's global generator
-    after each noise was drawn, where the candidate's sampler goes on drawing."""
+    after each noise was drawn, where the candidate's sampler goes on drawing. See ordinary_run.CandidateNoises."""
 
     noises: list[torch.Tensor]
     seeds: list[int]
