@@ -91,7 +91,7 @@ class GeometryBestOfN(io.ComfyNode):
             category=shared.CATEGORY,
             description=(
                 "Selects, from several clips of one prompt, the one that is most consistent with one rigid scene, by the "
-                "residual of the point tracks relative to the parallax. Slow and still clips gain nothing: an "
+                "residual of the point tracks relative to the parallax. Slow, still, panned and flat clips gain nothing: an "
                 "undetermined clip never wins over one that can be judged."
             ),
             search_aliases=["best of n", "pick best", "3d consistency", "geometry", "seed search", "rank", "intrinsic reward"],

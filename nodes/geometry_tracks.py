@@ -16,9 +16,9 @@ class GeometryTracks(io.ComfyNode):
             display_name=TITLE,
             category=shared.CATEGORY,
             description=(
-                "Scores how well a clip shows one rigid scene under a moving camera: points are tracked from frame to frame, "
-                "a rigid scene is reconstructed from them, and its residual lowers the score. Needs no model. "
-                "Clips whose camera hardly moves are 'undetermined' and score 0."
+                "Scores how well a clip shows one rigid scene under a moving camera: points are tracked through all frames, "
+                "a rigid scene is reconstructed from them, and what it does not explain lowers the score. Needs no model. "
+                "Clips without depth (still, slow, panned, zoomed, flat) are 'undetermined' and score 0."
             ),
             search_aliases=[
                 "geometry consistency", "3d consistency", "multi-view consistency", "epipolar", "structure from motion",
@@ -52,16 +52,17 @@ class GeometryTracks(io.ComfyNode):
                     display_name="frame_errors",
                     is_output_list=True,
                     tooltip=(
-                        "Reprojection error of the points in a rigid scene, in pixels at 480 lines, lower is better: for "
-                        "each measured frame, clip after clip."
+                        "What a rigid scene does not explain, in pixels at 480 lines, lower is better: for each key frame, "
+                        "clip after clip. The record also has the frames between."
                     ),
                 ),
                 io.Image.Output(
-                    display_name="heat_map", tooltip="Errors as colours over the dimmed frames, one image per input frame."
+                    display_name="heat_map",
+                    tooltip="Errors as colours over the dimmed frames, one image per input frame; the shorter side is at most 360 pixels.",
                 ),
                 io.Image.Output(
                     display_name="reprojection",
-                    tooltip="The measured frames with the tracked points and their reprojections.",
+                    tooltip="The key frames with the tracked points and their reprojections; the shorter side is at most 480 pixels.",
                 ),
                 io.String.Output(
                     display_name="record",

@@ -10,6 +10,9 @@ import torch
 from benchmarks.geometry import room
 from trainers.kernels.geometry import bundle, corners, fundamental, lucas_kanade, rotation, tracks
 from trainers.kernels.geometry.cuts import find_cuts, longest_shot
+from trainers.kernels.geometry.drawing import map_size
+from trainers.kernels.geometry.grey import grey_levels
+from trainers.kernels.geometry.point_tracks import TorchTracker, follow, returns, trackable, widened
 from trainers.kernels.geometry.record import (
     CONSISTENT,
     INCONSISTENT,
@@ -35,6 +38,10 @@ def rigid():
 @pytest.fixture(scope="module")
 def rigid_scored(rigid):
     return tracks.score_clip(rigid.frames, "torch")
+
+
+def grey_of(frames):
+    return torch.stack([grey_levels(f, frames.shape[1:3]) for f in frames])
 
 
 def texture(height=96, width=128, seed=0):
@@ -64,14 +71,15 @@ def test_gradients_of_a_slope_are_its_steepness():
 
 def test_one_corner_a_cell_none_where_taken_and_none_on_plain_ground():
     image = texture()
-    found = corners.find_corners(image, 16, 8)
+    allowed = trackable(image.shape, None)
+    found = corners.find_corners(image, 16, allowed)
     cells = {tuple(c) for c in (found / 16).floor().long().tolist()}
     assert len(cells) == len(found) > 20
     assert (found.min(0).values >= 8).all()
     assert (found.max(0).values < torch.tensor([120, 88])).all()
-    again = corners.find_corners(image, 16, 8, taken=found)
+    again = corners.find_corners(image, 16, allowed, taken=found)
     assert len(again) == 0
-    assert len(corners.find_corners(torch.full((96, 128), 80.0), 16, 8)) == 0
+    assert len(corners.find_corners(torch.full((96, 128), 80.0), 16, allowed)) == 0
 
 
 @pytest.mark.parametrize("shift", [(0.4, -0.3), (7.3, 4.6), (-11.0, 2.5)])
@@ -84,7 +92,9 @@ def test_lucas_kanade_finds_a_known_shift(shift):
         return torch.nn.functional.grid_sample(big[None, None], at, mode="bicubic", align_corners=True)
 
     first, second = lucas_kanade.pyramid(cut(0, 0)), lucas_kanade.pyramid(cut(*shift))
-    points = corners.find_corners(first[0][0, 0], 16, 20)
+    inner = torch.zeros(96, 128, dtype=torch.bool)
+    inner[20:-20, 20:-20] = True
+    points = corners.find_corners(first[0][0, 0], 16, inner)
     found, left = lucas_kanade.track(first, second, points)
     error = (found - points - torch.tensor(shift)).norm(dim=1)
     assert error.median() < 0.05
@@ -95,10 +105,9 @@ def test_lucas_kanade_finds_a_known_shift(shift):
 def test_lucas_kanade_agrees_with_opencv(rigid):
     pytest.importorskip("cv2")
     from trainers.kernels.geometry.opencv_tracker import OpenCVTracker
-    from trainers.kernels.geometry.point_tracks import TorchTracker
 
-    grey, _ = tracks._grey(rigid.frames[:3])
-    points = corners.find_corners(grey[0], 10, 8)
+    grey = grey_of(rigid.frames[:3])
+    points = corners.find_corners(grey[0], 10, trackable(grey.shape[1:], None))
     ours, theirs = (t(grey)(0, 1, points, points, 4) for t in (TorchTracker, OpenCVTracker))
     assert (ours[0] - theirs[0]).norm(dim=1).quantile(0.9) < 0.02
     assert OpenCVTracker(grey)(0, 1, points[:0], points[:0], 4)[0].shape == (0, 2)
@@ -109,7 +118,7 @@ def test_a_point_that_opencv_does_not_find_is_lost(rigid):
     pytest.importorskip("cv2")
     from trainers.kernels.geometry.opencv_tracker import OpenCVTracker
 
-    grey, _ = tracks._grey(rigid.frames[:2])
+    grey = grey_of(rigid.frames[:2])
     flat = torch.full_like(grey, 90.0)
     points = torch.tensor([[40.0, 40.0], [60.0, 50.0]])
     for _ in range(5):
@@ -117,7 +126,11 @@ def test_a_point_that_opencv_does_not_find_is_lost(rigid):
         _used = [np.full((2, 1), 1e-3, dtype=np.float32) for _ in range(50)]
         del _used
         assert OpenCVTracker(flat)(0, 1, points, points, 4)[1].isinf().all()
-    assert OpenCVTracker(grey)(0, 1, *2 * (corners.find_corners(grey[0], 10, 8),), 4)[1].isfinite().any()
+    assert (
+        OpenCVTracker(grey)(0, 1, *2 * (corners.find_corners(grey[0], 10, trackable(grey.shape[1:], None)),), 4)[1]
+        .isfinite()
+        .any()
+    )
 
 
 def two_views(count=60, seed=0, noise=0.0):
@@ -272,6 +285,50 @@ def test_a_mirrored_scene_has_near_and_far_exchanged():
     assert torch.equal(other.translation, -scene.translation)
 
 
+def test_cameras_are_found_again_among_points_that_stay():
+    true, seen, visible, reference = moving_scene(9, 80, 0.1)
+    seen[:, :10] += 40
+    moved = replace(true, rotation=true.rotation.roll(1, 0), translation=true.translation.roll(1, 0))
+    found = bundle.resect(moved, seen, visible, 1.0, 12)
+    assert torch.equal(found.points, true.points)
+    left = (bundle.project(found) - seen).norm(dim=-1)[:, 10:][visible[:, 10:]]
+    before = (bundle.project(moved) - seen).norm(dim=-1)[:, 10:][visible[:, 10:]]
+    assert left.mean() < 0.3 < 3 < before.mean()
+    few = visible & (torch.arange(80) < 3)
+    assert torch.equal(bundle.resect(moved, seen, few, 1.0).translation, moved.translation)
+
+
+def test_a_mask_is_widened_in_x_and_in_y():
+    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask[9, 14] = mask[0, 29] = True
+    for reach in (1, 3, 8):
+        found = widened(mask, reach)
+        for y in range(20):
+            for x in range(30):
+                near = max(abs(y - 9), abs(x - 14)) <= reach or max(y, 29 - x) <= reach
+                assert bool(found[y, x]) == near
+    assert not widened(torch.zeros(5, 5, dtype=torch.bool), 2).any()
+
+
+def test_points_that_a_jerk_loses_are_tracked_through_the_frames_between():
+    """Every fifth frame is a key frame; from one to the next, the picture slides by more than the pyramid reaches."""
+    big = texture(96, 520)
+    frames = torch.stack([big[:, 12 * t : 12 * t + 260] for t in range(11)])
+    keys, points = frames[::5].contiguous(), torch.tensor([[150.0, 40.0], [170.0, 60.0], [200.0, 30.0]])
+
+    def between(k):
+        return TorchTracker(frames[5 * k : 5 * k + 6]), 6
+
+    tracker = TorchTracker(keys)
+    there, left = tracker(0, 1, points, points, 4)
+    assert not returns(tracker, 0, 1, points, there, left).any()
+    alone, bridged = follow(keys, tracker), follow(keys, tracker, between=between)
+    assert bridged.visible[1].sum() > 2 * alone.visible[1].sum()
+    kept = bridged.visible[0] & bridged.visible[1]
+    moved = (bridged.positions[1] - bridged.positions[0])[kept]
+    assert (moved - torch.tensor([-60.0, 0.0])).norm(dim=1).median() < 0.3
+
+
 def test_cuts_are_found_and_flashes_and_pans_are_not(rigid):
     other = rendered("dolly", seed=5)
     cut = torch.cat([rigid.frames[:9], other.frames[9:]])
@@ -329,8 +386,10 @@ def test_the_same_clip_in_any_form_gives_the_same_record(rigid, rigid_scored):
 def test_pictures_show_where_the_box_drifts():
     clip = rendered(drift=0.6)
     scored = tracks.score_clip(clip.frames, "torch")
-    assert scored.error_map.shape == scored.preview.shape[:3] == (17, 144, 256)
-    mask = clip.object_mask[scored.record.frame_indices]
+    assert scored.preview.shape == (17, 144, 256, 3)
+    assert scored.error_map.shape == (17, *map_size((144, 256)))
+    mask = clip.object_mask[scored.record.frame_indices].float()[:, None]
+    mask = torch.nn.functional.interpolate(mask, scored.error_map.shape[1:], mode="area")[:, 0] > 0.5
     inside, outside = (scored.error_map[m & torch.isfinite(scored.error_map)].mean() for m in (mask, ~mask))
     assert inside > 3 * outside
     assert 0 <= scored.preview.min() <= scored.preview.max() <= 1

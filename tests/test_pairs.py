@@ -65,8 +65,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = weights.FOLDER / weights.TEXT
 
 
-def record(error, verdict=CONSISTENT, motion=1.0, parallax=5.0, lost=0.0, scorer=TRACKS):
-    measured = {"error": error, "motion": motion, "parallax": parallax, "lost": lost}
+def record(error, verdict=CONSISTENT, motion=1.0, parallax=5.0, lost=0.0, scorer=TRACKS, moving=0.0):
+    measured = {"error": error, "motion": motion, "parallax": parallax, "lost": lost, "moving": moving}
     score = 0.0 if verdict == UNDETERMINED else 0.2 / (0.2 + error)
     return GeometryRecord(scorer, VERSIONS[scorer], score, verdict, "why", measured, 9, [0, 4], [error, error])
 
@@ -110,6 +110,7 @@ class TestFilters:
             (record(0.1, lost=0.21), "lost tracks", "21% of tracks lost, at most 20%"),
             (record(0.1, lost=0.2), None, None),
             (record(0.9, INCONSISTENT), None, None),
+            (record(0.1, moving=0.9), None, None),
         ],
     )
     def test_clips(self, found, name, reason):
@@ -135,6 +136,12 @@ class TestFilters:
     def test_pairs(self, winner, loser, name):
         why = filters.of_pair(winner, loser, Limits())
         assert (why and why.filter) == name
+
+    def test_clips_in_which_much_moves_by_itself_can_be_left_out(self):
+        few = Limits(moving=0.1)
+        assert filters.of_candidate(record(0.1, moving=0.1), few) is None
+        why = filters.of_candidate(record(0.1, moving=0.3), few)
+        assert why == ("moving", "30% of the tracks move by themselves, at most 10%")
 
     def test_each_can_be_switched_off(self):
         off = Limits(False, (0.0, float("inf")), 0.0, 0.0, float("inf"), 1.0)
@@ -628,6 +635,7 @@ class TestGroups:
         (("--motion_ratio", 2, 0.5), "expected 0 <= LOW <= HIGH"),
         (("--min_gap", 1), "--min_gap must be 0 or more and below 1"),
         (("--max_lost", "nan"), "--max_lost must be 0 or more"),
+        (("--max_moving", "-1"), "--max_moving must be 0 or more"),
         (("--pairs_per_group", 0), "--pairs_per_group must be 1 or more"),
         (("--frames", 8), "is not 4n+1"),
     ],

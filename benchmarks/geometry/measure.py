@@ -62,7 +62,7 @@ def room_clips(seed: int, frames: int, width: int, height: int, wanted: set[str]
             clip = room.render(replace(scene, **{changes[name]: float(amount)}))
         else:
             clip = room.render(replace(scene, move=kind))
-        yield kind, (clip.frames, _views(clip.frames, clip.depth, clip.K, clip.world_to_camera), clip.object_mask)
+        yield kind, (clip.frames, views_of(clip.frames, clip.depth, clip.K, clip.world_to_camera), clip.object_mask)
 
 
 def toy_clips(seed: int, wanted: set[str]) -> Iterator[tuple[str, Rendered]]:
@@ -105,7 +105,7 @@ def measure(clip: Rendered, kind: str) -> dict:
     full = dense.score_views(views)
     row["dense_seconds"] = time.perf_counter() - start
     row |= _of(full, "dense")
-    row["3dcs_mse"], row["3dcs_dssim"] = _released(views)
+    row["3dcs_mse"], row["3dcs_dssim"] = released(views)
     if kind.startswith("box"):
         row["tracks_points"] = [_points_at(m, mask[i]) for i, m in zip(free.record.frame_indices, free.error_map, strict=True)]
         row["dense_points"] = [_points_at(m, mask[i]) for i, m in zip(views.frame_indices, full.error_map, strict=True)]
@@ -155,7 +155,7 @@ def _of(scored: Scored, name: str) -> dict:
     }  # fmt: skip
 
 
-def _released(views: Views) -> tuple[float, float]:
+def released(views: Views) -> tuple[float, float]:
     """VideoGPA's 3DCS on true depth and poses: (its MSE term, MSE plus DSSIM in place of LPIPS, which needs weights)."""
     planes = views.images.permute(3, 0, 1, 2).contiguous()
 
@@ -170,6 +170,7 @@ def _points_at(error: Tensor, mask: Tensor) -> bool | None:
     """Whether the map's maximum lies on the object, give or take a fortieth of the picture; None if it is not visible."""
     if float(mask.float().mean()) < 0.005 or not torch.isfinite(error).any():
         return None
+    error = F.interpolate(error[None, None], mask.shape, mode="nearest")[0, 0]
     # The maximum of single pixels would be noise: the map is first averaged over a twentieth of the picture.
     side = max(1, min(mask.shape) // 20) | 1
     known = torch.isfinite(error).float()
@@ -180,7 +181,7 @@ def _points_at(error: Tensor, mask: Tensor) -> bool | None:
     return bool(wide.flatten()[smooth.argmax()])
 
 
-def _views(frames: Tensor, depth: Tensor, K: Tensor, poses: Tensor) -> Views:
+def views_of(frames: Tensor, depth: Tensor, K: Tensor, poses: Tensor) -> Views:
     at = sample_indices(len(frames))
     return Views(
         images=frames[at].float() / 255, depth=depth[at], K=K[at], world_to_camera=poses[at], confidence=None,
@@ -193,7 +194,7 @@ def _toy(frames: Tensor, depth: Tensor, K: Tensor, poses: Tensor, mask: Tensor) 
     # The toy world's first pixel has its centre at 0.5.
     K[:2, 2] -= 0.5
     frames = frames.permute(0, 2, 3, 1).contiguous()
-    return frames, _views(frames, depth, K.expand(len(frames), 3, 3), poses), mask
+    return frames, views_of(frames, depth, K.expand(len(frames), 3, 3), poses), mask
 
 
 def _plain(value):

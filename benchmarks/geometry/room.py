@@ -25,7 +25,10 @@ class Scene:
 
     seed: of textures, boxes and path; move: one of MOVES or STILL_MOVES; reach: metres of camera path over the clip;
     frames, width, height: of the clip; breathing: peak swing of the side and back walls, metres; drift: metres that a box
-    slides over the clip; morph: metres that the textures flow over the clip, unevenly; noise: grey levels per frame.
+    slides over the clip; morph: metres that the textures flow over the clip, unevenly; noise: grey levels per frame; focal:
+    focal length as a share of the width; grow: by how much that box is larger at the end, as a share; jump: metres that it
+    moves at once half-way; swap: whether the back wall changes its texture half-way; path_seed: of the camera path, None:
+    `seed`; turn: yaw of a "pan", radians, None: drawn.
     """
 
     seed: int
@@ -38,6 +41,12 @@ class Scene:
     drift: float = 0.0
     morph: float = 0.0
     noise: float = 1.0
+    focal: float = 0.83
+    grow: float = 0.0
+    jump: float = 0.0
+    swap: bool = False
+    path_seed: int | None = None
+    turn: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,23 +89,29 @@ def draw_scene(seed: int, move: str | None = None, **sizes) -> Scene:
 @torch.no_grad()
 def render(scene: Scene) -> Clip:
     """The clip and its ground truth."""
-    world, poses, K = _world(scene.seed), camera_poses(scene), intrinsics(scene)
+    world, poses, K = world_of(scene.seed), camera_poses(scene), intrinsics(scene)
     noise = torch.Generator().manual_seed(104729 * scene.seed + len(scene.move))
     frames, depths, masks = [], [], []
-    grid = torch.stack(torch.meshgrid(torch.arange(scene.width).float(), torch.arange(scene.height).float(), indexing="xy"))
     for t in range(scene.frames):
-        k, pose = K[t], poses[t]
-        local = torch.stack([(grid[0] - k[0, 2]) / k[0, 0], (grid[1] - k[1, 2]) / k[1, 1], torch.ones_like(grid[0])])
-        rays = (pose[:3, :3].T @ local.flatten(1)).view(3, scene.height, scene.width)
-        centre = -(pose[:3, :3].T @ pose[:3, 3])
-        camera = (k @ pose[:3]).tolist()
-        colour, depth, mask = _trace(scene, world, centre.tolist(), rays, camera, t / max(scene.frames - 1, 1))
+        colour, depth, mask = view(scene, world, K[t], poses[t], t / max(scene.frames - 1, 1))
         if scene.noise:
             colour = colour + scene.noise / 255 * torch.randn(colour.shape, generator=noise)
         frames.append((colour.clamp_(0, 1) * 255).round_().to(torch.uint8))
         depths.append(depth)
         masks.append(mask)
     return Clip(torch.stack(frames), torch.stack(depths), K, poses, torch.stack(masks))
+
+
+def view(scene: Scene, world, k: Tensor, pose: Tensor, phase: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One picture without noise: colour [H, W, 3] in [0, 1], depth [H, W] in metres, mask [H, W] of the first box.
+
+    world: of `world_of`; k: [3, 3]; pose: world to camera [4, 4]; phase: 0 at the first frame to 1 at the last.
+    """
+    grid = torch.stack(torch.meshgrid(torch.arange(scene.width).float(), torch.arange(scene.height).float(), indexing="xy"))
+    local = torch.stack([(grid[0] - k[0, 2]) / k[0, 0], (grid[1] - k[1, 2]) / k[1, 1], torch.ones_like(grid[0])])
+    rays = (pose[:3, :3].T @ local.flatten(1)).view(3, scene.height, scene.width)
+    centre = -(pose[:3, :3].T @ pose[:3, 3])
+    return _trace(scene, world, centre.tolist(), rays, (k @ pose[:3]).tolist(), phase)
 
 
 def warp(clip: Clip, pixels: float, seed: int) -> tuple[Clip, Tensor]:
@@ -123,9 +138,9 @@ def warp(clip: Clip, pixels: float, seed: int) -> tuple[Clip, Tensor]:
 
 
 def intrinsics(scene: Scene) -> Tensor:
-    """[T, 3, 3] in pixels: about 62 degrees of horizontal field of view; with move "zoom", focal length grows to 1.4 times."""
-    focal = torch.full((scene.frames,), 0.83 * scene.width)
-    if scene.move == "zoom":
+    """[T, 3, 3] in pixels; with moves "zoom" and "pan_zoom", the focal length grows to 1.4 times."""
+    focal = torch.full((scene.frames,), scene.focal * scene.width)
+    if scene.move in ("zoom", "pan_zoom"):
         focal = focal * torch.linspace(1.0, 1.4, scene.frames)
     K = torch.zeros(scene.frames, 3, 3)
     K[:, 0, 0] = K[:, 1, 1] = focal
@@ -135,7 +150,8 @@ def intrinsics(scene: Scene) -> Tensor:
 
 def camera_poses(scene: Scene) -> Tensor:
     """World-to-camera matrices [T, 4, 4]."""
-    u = torch.rand(12, generator=torch.Generator().manual_seed(6151 * scene.seed + 2)).tolist()
+    seed = scene.seed if scene.path_seed is None else scene.path_seed
+    u = torch.rand(12, generator=torch.Generator().manual_seed(6151 * seed + 2)).tolist()
     s = torch.linspace(-0.5, 0.5, scene.frames)
     side = 1.0 if u[0] > 0.5 else -1.0
     at = torch.zeros(scene.frames, 3)
@@ -148,8 +164,9 @@ def camera_poses(scene: Scene) -> Tensor:
     if move in ("dolly", "dolly_pan"):
         at[:, 2] += s * reach
         at[:, 0] += s * 0.3 * reach * (u[6] - 0.5)
-    if move in ("pan", "dolly_pan"):
-        yaw = yaw + side * s * (0.25 + 0.25 * u[7]) * (1.0 if move == "pan" else 0.5)
+    if move in ("pan", "pan_zoom", "dolly_pan"):
+        angle = 0.25 + 0.25 * u[7] if scene.turn is None else scene.turn
+        yaw = yaw + side * s * angle * (0.5 if move == "dolly_pan" else 1.0)
     if move == "truck":
         at[:, 0] += side * s * reach
         at[:, 2] += s * 0.3 * reach * (u[6] - 0.5)
@@ -178,7 +195,7 @@ def camera_poses(scene: Scene) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _world(seed: int) -> _World:
+def world_of(seed: int) -> _World:
     generator = torch.Generator().manual_seed(31337 * seed + 5)
     u = torch.rand(64, generator=generator).tolist()
     floor, boxes = 1.1 + 0.3 * u.pop(), []
@@ -246,6 +263,8 @@ def _trace(scene: Scene, world: _World, o, d: Tensor, camera, phase: float) -> t
     p = [oc + depth * dc for oc, dc in zip(o, d, strict=True)]
     flat, side = ty <= depth, tx <= depth
     layer = torch.where(flat, torch.where(d[1] > 0, 0, 1), torch.where(side, torch.where(d[0] > 0, 2, 3), 4))
+    if scene.swap and phase >= 0.5:
+        layer = torch.where(layer == 4, 5, layer)
     u, v = torch.where(side & ~flat, p[2], p[0]), torch.where(flat, p[2], p[1])
     shade = torch.where(flat, 1.0, torch.where(side, 0.85, 0.95))
     mask = torch.zeros_like(flat)
@@ -255,7 +274,13 @@ def _trace(scene: Scene, world: _World, o, d: Tensor, camera, phase: float) -> t
         if index == 0 and scene.drift:
             angle = 6.28 * ((scene.seed * 0.618034) % 1.0)
             x, z = x + scene.drift * math.cos(angle) * (phase - 0.5), z + scene.drift * math.sin(angle) * (phase - 0.5)
-        rows, columns = _window(camera, (x, y, z), box.half, depth.shape)
+        if index == 0 and scene.jump and phase >= 0.5:
+            x = x + scene.jump * (1 if x < 0 else -1)
+        half = box.half
+        if index == 0 and scene.grow:
+            scale = 1 + scene.grow * phase
+            y, half = y + half[1] * (1 - scale), tuple(scale * side for side in half)
+        rows, columns = _window(camera, (x, y, z), half, depth.shape)
         if rows.stop <= rows.start or columns.stop <= columns.start:
             continue
         at = (rows, columns)
@@ -264,7 +289,7 @@ def _trace(scene: Scene, world: _World, o, d: Tensor, camera, phase: float) -> t
         lo = (c * (o[0] - x) - n * (o[2] - z), o[1] - y, n * (o[0] - x) + c * (o[2] - z))
         ld = (c * dx - n * dz, dy, n * dx + c * dz)
         near, far = [], []
-        for p0, q, size in zip(lo, ld, box.half, strict=True):
+        for p0, q, size in zip(lo, ld, half, strict=True):
             q = torch.where(q.abs() < 1e-6, 1e-6, q)
             a, b = (-size - p0) / q, (size - p0) / q
             near.append(torch.minimum(a, b))

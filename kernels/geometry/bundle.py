@@ -111,6 +111,30 @@ def triangulate(scene: Scene, seen: Tensor, visible: Tensor, reference: int, sca
     return scene
 
 
+def resect(scene: Scene, seen: Tensor, visible: Tensor, scale: float, rounds: int = 6) -> Scene:
+    """Fit each camera to its observations of the scene's points, which stay (Gauss-Newton with Geman-McClure weights).
+
+    seen: [F, N, 2] pixels from the image centre; visible: bool [F, N]; scale: pixels, final scale of the loss, which starts
+    four times as wide; rounds: number of iterations. A camera that sees fewer than four points stays where it is."""
+    eye = 1e-6 * torch.eye(6, dtype=seen.dtype, device=seen.device)
+    enough = (visible.sum(1) >= 4)[:, None]
+    for round in range(rounds):
+        p = _in_camera(scene)
+        residual, slope, weight = _linear(scene, seen, visible, scale * max(1.0, 4.0 * 0.5**round))
+        turned = p - scene.points[:, 2:] * scene.translation[:, None]
+        tx, ty, tz = turned.unbind(-1)
+        zero = torch.zeros_like(tx)
+        cross = torch.stack([zero, tz, -ty, -tz, zero, tx, ty, -tx, zero], dim=-1).unflatten(-1, (3, 3))
+        slope = slope * weight[..., None, None]
+        pose = torch.cat([slope @ cross, slope * scene.points[:, 2, None, None]], dim=-1).flatten(1, 2)
+        H = pose.transpose(1, 2) @ pose
+        g = (pose.transpose(1, 2) @ (residual * weight[..., None]).flatten(1)[..., None])[..., 0]
+        H = H + torch.diag_embed(1e-6 * H.diagonal(dim1=1, dim2=2)) + eye
+        step = torch.where(enough, -torch.linalg.solve(H, g), 0.0)
+        scene = replace(scene, rotation=rotation_of(step[:, :3]) @ scene.rotation, translation=scene.translation + step[:, 3:])
+    return scene
+
+
 def reverse_depth(scene: Scene) -> Scene:
     """The scene with near and far exchanged and all translations negated. Small motions hardly distinguish the two, so an
     optimisation that ended in the wrong one is restarted from this scene."""

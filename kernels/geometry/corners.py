@@ -42,17 +42,18 @@ def _sum_of_7(x: Tensor, dim: int) -> Tensor:
     return four.narrow(dim, 0, n - 6) + two.narrow(dim, 4, n - 6) + x.narrow(dim, 6, n - 6)
 
 
-def find_corners(image: Tensor, cell: int, border: int, taken: Tensor | None = None, least: float = MIN_EIGENVALUE) -> Tensor:
+def find_corners(
+    image: Tensor, cell: int, allowed: Tensor, taken: Tensor | None = None, least: float = MIN_EIGENVALUE
+) -> Tensor:
     """The strongest corner of each grid cell, [N, 2] pixels (x, y), in the image's dtype.
 
-    image: [H, W], grey levels 0 to 255; cell: side of a cell, pixels; border: width of the excluded margin, pixels; taken:
+    image: [H, W], grey levels 0 to 255; cell: side of a cell, pixels; allowed: bool [H, W], pixels that may be corners; taken:
     [M, 2] points whose cells are skipped; least: minimum corner strength. One corner per cell spreads the corners evenly, so
     that objects with little texture are not left out.
     """
     h, w = image.shape
     strength = corner_strength(image[None, None])
-    strength[..., :border, :] = strength[..., h - border :, :] = 0
-    strength[..., :border] = strength[..., w - border :] = 0
+    strength = torch.where(allowed, strength, 0.0)
     strength = F.pad(strength, (0, -w % cell, 0, -h % cell))
     best, at = F.max_pool2d(strength, cell, cell, return_indices=True)
     keep = best[0, 0] >= least

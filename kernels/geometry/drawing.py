@@ -12,15 +12,20 @@ from ..colours import EXPECTED_POSITION, track_colour
 REACH = 1 / 16
 
 
+def map_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of an error map of a picture of `size`: about 48 cells along the shorter side."""
+    step = max(1, min(size) // 48)
+    return math.ceil(size[0] / step), math.ceil(size[1] / step)
+
+
 def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Spread the errors of tracks over whole frames: Gaussian-weighted mean error, [K, H, W] float32, NaN far from tracks.
+    """Spread the errors of tracks over their surroundings: Gaussian-weighted mean error, float32 [K, *map_size(size)], NaN far
+    from tracks.
 
     at: [K, N, 2] pixels (x, y); error: [K, N], summed over observations; weight: [K, N], number of observations in each sum;
-    size: (H, W).
+    size: (H, W) of the picture.
     """
-    keys, (height, width) = len(at), size
-    step = max(1, min(size) // 48)
-    rows, columns = math.ceil(height / step), math.ceil(width / step)
+    keys, step, (rows, columns) = len(at), max(1, min(size) // 48), map_size(size)
     x = (at[..., 0] / step).long().clamp(0, columns - 1)
     y = (at[..., 1] / step).long().clamp(0, rows - 1)
     index = (torch.arange(keys)[:, None] * rows + y) * columns + x
@@ -28,11 +33,7 @@ def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int])
     totals[0].index_add_(0, index.flatten(), error.flatten().float())
     totals[1].index_add_(0, index.flatten(), weight.flatten().float())
     totals = _blur(totals.view(2, keys, rows, columns), REACH * min(size) / step)
-    maps = torch.where(totals[1] > 1e-2 * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
-    measured = torch.isfinite(maps)
-    filled = F.interpolate(torch.nan_to_num(maps)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    share = F.interpolate(measured[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-    return torch.where(share > 0.5, filled / share.clamp(min=1e-6), math.nan)
+    return torch.where(totals[1] > 1e-2 * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
 
 
 def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float) -> Tensor:

@@ -11,6 +11,8 @@ from .record import DENSE, TRACKS
 
 # Brightness of the grey frames.
 DIM = 0.5
+# Pixels of a heat map along the shorter side, at most.
+MOST_LINES = 360
 # The error at full colour is the 99.5th percentile of all errors, but at least this, in the unit of a record's
 # frame_errors, so that the small errors of a consistent clip stay dark.
 LEAST = {TRACKS: 3.0, DENSE: 0.3}
@@ -34,25 +36,45 @@ def full_error(error_maps: list[Tensor], scorer: str) -> float:
 
 
 def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: float) -> Tensor:
-    """Blend the error's colours over dimmed grey frames. Returns float32 [T, H, W, 3] in [0, 1].
+    """Blend the error's colours over dimmed grey frames. Returns float32 [T, h, w, 3] in [0, 1], the frames' size but with at
+    most MOST_LINES pixels along the shorter side: more show no more of the errors and take gigabytes for a long clip.
 
-    frames: [T, H, W, 3] in [0, 1]; error_map: [F, h, w], the errors of the frames frame_indices (ascending), NaN where nothing
-    was measured, which stays grey; full: the error at full colour, see `full_error`. Errors are interpolated linearly in time
-    between measured frames; before the first and after the last one they are constant.
+    frames: [T, H, W, 3] in [0, 1]; error_map: [F, h, w], the errors of the frames frame_indices (ascending), of any size, NaN
+    where nothing was measured, which stays grey; full: the error at full colour, see `full_error`. Errors are interpolated
+    linearly in time between measured frames; before the first and after the last one they are constant.
     """
-    size = frames.shape[1:3]
-    grey = DIM * frames[..., :3].float().nan_to_num().mean(dim=-1, keepdim=True)
-    out = grey.expand(*grey.shape[:3], 3).clone()
+    size = shown_size(frames.shape[1:3])
+    out = torch.empty(len(frames), *size, 3, device=frames.device)
+    third = torch.full((3,), DIM / 3, device=frames.device)
     at = frame_indices
-    for t in range(frames.shape[0]):
+    for t, frame in enumerate(frames):
         left, right = max(bisect_right(at, t) - 1, 0), min(bisect_left(at, t), len(at) - 1)
         along = 0.0 if left == right else (t - at[left]) / (at[right] - at[left])
         error, measured = _between(error_map[left].float(), error_map[right].float(), along)
-        share = (error / full).clamp(0, 1)
+        share = (error / full).clamp_(0, 1)
         # Half-way to a frame in which a pixel was not measured, the opacity is halved.
-        opacity = _resized(share.sqrt() * measured, size)[..., None]
-        out[t] = torch.lerp(out[t], heat_map_colour(_resized(share, size)).to(out), opacity.to(out))
+        opacity = share.sqrt() * measured
+        glow = heat_map_colour(share).permute(2, 0, 1) * opacity
+        # The colours of a coarse map are enlarged, not its errors: a colour for every pixel of every frame takes seconds.
+        planes = resized(torch.cat([glow, opacity[None]]).to(out), size)
+        grey = resized((frame[..., :3].float() @ third)[None].nan_to_num_(), size)
+        torch.addcmul(planes[:3].permute(1, 2, 0), grey[0, ..., None], (1 - planes[3])[..., None], out=out[t])
     return out
+
+
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) with at most MOST_LINES along the shorter side; reduced sides are even, as video encoders want them."""
+    scale = MOST_LINES / min(size)
+    return tuple(size) if scale >= 1 else tuple(2 * round(side * scale / 2) for side in size)
+
+
+def resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """[C, H, W] resized to (h, w): averaged where it becomes less than half, else linearly interpolated."""
+    if tuple(planes.shape[1:]) == tuple(size):
+        return planes
+    if 2 * size[0] < planes.shape[1]:
+        return F.interpolate(planes[None], size=tuple(size), mode="area")[0]
+    return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def _between(left: Tensor, right: Tensor, along: float) -> tuple[Tensor, Tensor]:
@@ -61,9 +83,3 @@ def _between(left: Tensor, right: Tensor, along: float) -> tuple[Tensor, Tensor]
     measured = weights[0] + weights[1]
     error = weights[0] * left.nan_to_num() + weights[1] * right.nan_to_num()
     return error / measured.clamp_min(1e-6), measured
-
-
-def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    if values.shape == size:
-        return values
-    return F.interpolate(values[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]

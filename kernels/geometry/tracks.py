@@ -1,62 +1,50 @@
-"""3D consistency of a clip from point tracks, without a network: residual of a rigid structure-from-motion fit.
+"""3D consistency of a clip from point tracks, without a network: what a rigid structure-from-motion fit leaves over.
 
-Corners are tracked through at most 17 key frames and bundle adjustment fits one rigid scene and one moving camera to the
-tracks. The error is the reprojection residual divided by the parallax (the fitted motion that camera rotation and zoom do not
-explain), both in pixels at 480 lines. Without this normalisation slow and static clips win, as with Epipolar-DPO's and
-VideoGPA's scores. Below a minimum of motion and parallax the verdict is "undetermined".
+1. Bars and static overlays are found and left out (overlays.py); brightness and contrast are normalised locally (light.py).
+2. Corners are tracked through at most 17 key frames (point_tracks.py), regions without corners at a quarter of the resolution
+   (smooth_regions.py), so that a region that melts smoothly is seen; losses.py tells how tracks are lost.
+3. Bundle adjustment fits one rigid scene and one moving camera, from several focal lengths (structure.py, bundle.py).
+4. Residual vectors are split into what neighbouring tracks share, which is an error of the scene, and tracking noise
+   (residuals.py). Tracks that follow a motion of their own are told apart from the rest.
+5. The frames between the key frames are searched for the scene's points (between_frames.py).
 
-Limitations: moving objects count as errors; a small drifting object changes the score little; scenes without corners, and
-planes seen head-on, are undetermined; the focal length is assumed constant, so a zoom during camera motion is not modelled.
+The error is the mean residual, lost and missing points included, divided by the parallax: the fitted motion that no homography
+explains (homography.py), both in pixels at 480 lines. A camera that turns or zooms, a sliding still and a flat scene show no
+parallax, and two flat layers show none that two homographies do not explain: the verdict is then "undetermined".
+
+Limitations: the focal length is assumed constant, so a zoom during camera motion counts as an error; a region without any
+structure is not seen (see the measurement "coverage"); whether a part that moves by itself should move is not judged.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import bundle, drawing, fundamental
+from . import between_frames, drawing, losses, overlays, residuals, smooth_regions, structure, track_verdict
 from .cuts import find_cuts, longest_shot
-from .point_tracks import TorchTracker, follow
-from .record import CONSISTENT, INCONSISTENT, TRACKS, UNDETERMINED, VERSIONS, GeometryError, GeometryRecord, Scored, score_of
-from .rotation import fit_rotation_and_zoom
+from .grey import LINES, grey_levels, half_grey_levels, resized, working_size
+from .light import even_light
+from .point_tracks import LEAST_SEEN, TorchTracker, follow, trackable
+from .record import TRACKS, UNDETERMINED, VERSIONS, GeometryError, GeometryRecord, Scored, score_of
 
 BACKENDS = ("auto", "torch", "opencv")
-LINES = 480
-# Shorter side to which smaller images are enlarged; Lucas-Kanade windows have 15 pixels.
-SMALLEST = 128
 MOST_KEYS = 17
-# Truncation of an observation's distance and of parallax, pixels at 480 lines.
-WORST, MOST_PARALLAX = 3.0, 8.0
-# Minimum number of key frames in which a track is visible, and of tracks; number of tracks used for bundle adjustment.
-LEAST_SEEN = 3
+# Minimum number of tracks.
 LEAST_TRACKS = 30
-REFINED = 300
-# Initial focal length, as a share of the longer side.
-FOCAL = 0.9
-# Loss scales of the refinement, px at 480 lines, with the maximum number of rounds at each. Wide first: with all points at
-# depth 1, inliers have larger residuals than outliers have after convergence.
-WIDE, NARROWING = (16.0, 8), ((16.0, 6), (4.0, 6), (1.0, 6))
-# Robust cost per observation (0 to 1) above which the depth-reversed scene is tried as well.
-SURE = 0.06
-# Minimum motion and parallax for a verdict, and its thresholds; chosen on seeds 0 to 35 of benchmarks/geometry/room.py.
-LEAST_MOTION = 0.15
-LEAST_PARALLAX = 1.0
-MOST_RESIDUAL = 0.5
-MOST_ERROR = 0.25
-
-
-@dataclass(frozen=True)
-class _Explained:
-    """Result of `explain`. distance: [K, N], observation to reprojected point, px at 480 lines; at: [K, N, 2], reprojected
-    points, pixels from the image centre; parallax, sampson: px at 480 lines."""
-
-    distance: Tensor
-    at: Tensor
-    parallax: float
-    sampson: float
+# Truncation of an observation's residual, pixels at 480 lines.
+WORST = 3.0
+# A track moves by itself if its mean shared residual is above MOVING, or above MOVING_NOISE times the noise if that is more.
+MOVING, MOVING_NOISE = 1.0, 2.0
+# The residual is divided by p / (p + this), p the parallax in pixels at 480 lines.
+HALF_PARALLAX = 3.0
+# A frame between key frames does not show the scene if more than the share BROKEN of the points is missing, or if its error is
+# above BROKEN_ERROR pixels at 480 lines and BROKEN_TIMES the key frames' median.
+BROKEN, BROKEN_ERROR, BROKEN_TIMES = 0.5, 1.2, 4.0
+# Share of the picture that tracks must cover for full confidence.
+FULL_COVERAGE = 0.8
 
 
 def score_clip(
@@ -66,7 +54,7 @@ def score_clip(
 
     frames: [T, H, W, 3], T >= 3, H and W >= 32, uint8 or float in [0, 1]; backend: "torch", "opencv" or "auto" (OpenCV if it
     is installed and the frames are on the CPU, else torch); progress: called with the share done, 0 to 1; may raise to cancel;
-    pictures: False skips error_map and preview (both empty), which take a third of the time.
+    pictures: False skips error_map and preview (both empty).
 
     Verdicts do not depend on the backend; measurements agree to a few percent. Raises GeometryError for frames of a wrong
     shape, size, number or value range, ValueError for an unknown backend, and ImportError for "opencv" if it is not installed.
@@ -74,63 +62,106 @@ def score_clip(
     _require_clip(frames)
     name, tracker_type = _tracker(backend, frames)
     tell = progress or (lambda share: None)
-    cuts = find_cuts(frames if frames.dtype == torch.uint8 else frames * 255)
+    cuts = find_cuts(frames)
     first, end = longest_shot(cuts, len(frames))
-    keys = key_frames(end - first)
-    indices = [first + k for k in keys]
-    if len(indices) < LEAST_SEEN:
-        return _nothing(frames, indices, cuts, f"the longest shot has {end - first} frames, too few to track")
-    grey, scale = _grey(frames[indices])
-    px = LINES / min(grey.shape[1:])
-    tracks = follow(grey, tracker_type(grey), lambda share: tell(0.1 + 0.5 * share))
-    usable = tracks.select(tracks.visible.sum(0) >= LEAST_SEEN)
-    lost = float(tracks.lost.sum()) / max(1, int(tracks.alive.sum()))
-    count = usable.visible.shape[1]
-    if count < LEAST_TRACKS:
-        why = "most tracks were lost" if lost > 0.5 else "too few corners to track"
-        measured = {"lost": lost, "tracks": float(count)}
-        return _nothing(frames, indices, cuts, f"{why} ({count} tracks, minimum {LEAST_TRACKS})", measured)
-    middle = grey.new_tensor([(grey.shape[2] - 1) / 2, (grey.shape[1] - 1) / 2])
-    seen = torch.where(usable.visible[..., None], usable.positions - middle, 0.0).to("cpu", torch.float64)
-    visible, ended = usable.visible.cpu(), usable.ended.cpu()
-    explained = explain(seen, visible, max(grey.shape[1:]) * FOCAL, px)
-    tell(0.8)
-    distance = torch.where(visible, explained.distance.clamp(max=WORST), 0.0)
-    residual = float(distance.sum() / visible.sum())
-    # A track that is lost inside the image gets the largest error.
-    error = distance + torch.where(ended, WORST, 0.0)
-    weight = visible.double() + ended.double()
-    parallax = explained.parallax
-    measured = {
-        "error": (residual + WORST * lost) / parallax if parallax > 0 else math.inf,
-        "residual": residual,
-        "worst_residual": worst_region(seen, error, weight),
-        "parallax": parallax,
-        "sampson": explained.sampson,
-        "motion": _motion(seen, visible, math.hypot(*grey.shape[1:])),
-        "lost": lost,
-        "tracks": float(count),
-    }
-    verdict, reason = _verdict(measured, cuts)
+    keys = [first + k for k in key_frames(end - first)]
     notes = [f"tracks by {name}"]
+    if len(keys) < LEAST_SEEN:
+        return _nothing(frames, keys, cuts, f"the longest shot has {end - first} frames, too few to track", pictures=pictures)
+    size, scale = working_size(frames.shape[1:3])
     if scale > 1:
         notes.append(f"only {min(frames.shape[1:3])} lines: compare errors; verdicts are calibrated for 240 lines and more")
+    grey = torch.stack([grey_levels(frames[t], size) for t in keys])
+    apart = overlays.find_overlays(grey)
+    notes += overlays.describe(apart, scale)
+    even = even_light(grey, apart.left_out)
+
+    def between(k: int):
+        pictures = even_light(
+            torch.stack([grey_levels(frames[t], size) for t in range(keys[k], keys[k + 1] + 1)]), apart.left_out
+        )
+        return tracker_type(pictures), len(pictures)
+
+    dense = between if len(keys) > 1 and keys[1] - keys[0] > 1 else None
+    fine = follow(even, tracker_type(even), lambda share: tell(0.1 + 0.3 * share), apart.left_out, between=dense)
+    coarse = smooth_regions.follow_smooth(grey, fine, apart.left_out, tracker_type)
+    px = LINES / min(size)
+    lost = float(fine.lost.sum()) / max(1, int(fine.alive.sum()))
+    tracks = fine.usable()
+    count = tracks.visible.shape[1]
+    measured = {"lost": lost, "tracks": float(count), "static": apart.static}
+    if count < LEAST_TRACKS:
+        why = "most tracks were lost" if lost > 0.5 else "too few corners to track"
+        why = f"{why} ({count} tracks, minimum {LEAST_TRACKS})"
+        return _nothing(frames, keys, cuts, why, measured, notes, pictures)
+    centre = torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2], dtype=torch.float64)
+    seen, visible = tracks.from_centre(centre), tracks.visible
+    fit = structure.reconstruct(seen, visible, max(size), px)
+    tell(0.6)
+    place = seen + centre
+    found = residuals.take_apart((fit.at - seen) * px, place, visible, size, WORST)
+    replaced, when = losses.replaced(tracks, place, size)
+    unstable = losses.unstable(fine, size)
+    exchanged, sudden = losses.exchanged(fine)
+    each = found.shared.sum(0) / visible.sum(0)
+    moving = each > max(MOVING, MOVING_NOISE * found.noise)
+    rest = visible & ~moving
+    looked = between_frames.look_at(
+        lambda t: half_grey_levels(frames[t], size), keys, place, visible, fit.scene, tracker_type, apart.left_out,
+        lambda share: tell(0.6 + 0.2 * share),
+    )  # fmt: skip
+    shared_between, missing = _between_errors(looked, size, px)
+    frames_between = shared_between + WORST * missing
+    smooth = smooth_regions.errors(coarse, fit.scene, centre, px, WORST, MOVING)
+    # A track that is lost inside the image gets the largest error.
+    at = torch.cat([place, smooth.place], dim=1)
+    error = torch.cat([found.shared + torch.where(tracks.ended, WORST, 0.0), smooth.error], dim=1)
+    weight = torch.cat([visible.double() + tracks.ended.double(), smooth.visible.double()], dim=1)
+    key_errors = error.sum(1) / weight.sum(1).clamp(min=1e-9)
+    judged = ~looked.plain
+    left_over = torch.cat([found.shared, smooth.error], dim=1).sum(1) / torch.cat([visible, smooth.visible], dim=1).sum(1)
+    left_over = float(torch.cat([left_over, shared_between[judged]]).mean())
+    gone = float(torch.cat([tracks.ended.sum(1) / visible.sum(1).clamp(min=1), missing[judged]]).mean())
+    parallax, unexplained, layers = structure.parallax_of(seen, fit.at, visible, px, float(found.shared[visible].mean()))
+    coverage = _coverage(at, weight > 0, apart.left_out, size)
+    bad = judged & ((missing > BROKEN) | (frames_between > max(BROKEN_ERROR, BROKEN_TIMES * float(key_errors.median()))))
+    broken = [t for t, b in zip(looked.indices, bad.tolist(), strict=True) if b]
+    confidence = min(1.0, coverage / FULL_COVERAGE)
+    measured |= {
+        "error": (left_over * (1 / HALF_PARALLAX + 1 / max(parallax, 1e-9)) + gone + WORST * replaced) / max(confidence, 1e-9),
+        "residual": float(found.shared[rest].mean()) if bool(rest.any()) else math.nan,
+        "worst_residual": worst_region(seen, found.shared, visible.double()),
+        "smooth_residual": smooth.mean,
+        "between_residual": float(frames_between[judged].mean()) if bool(judged.any()) else math.nan,
+        "noise": found.noise,
+        "moving": float(visible[:, moving].sum() / visible.sum()),
+        "flowing": float(smooth.visible[:, smooth.moving].sum() / weight.sum()),
+        "unstable": unstable,
+        "replaced": replaced,
+        "exchanged": exchanged,
+        "sudden": sudden,
+        "parallax": parallax,
+        "unexplained": unexplained,
+        "layers": layers,
+        "sampson": structure.sampson(seen, visible, px),
+        "motion": _motion(seen, visible, math.hypot(*size)),
+        "coverage": coverage,
+        "plain": float(looked.plain.double().mean()) if len(looked.plain) else 0.0,
+    }  # fmt: skip
+    verdict, reason = track_verdict.judge(measured, cuts, apart, broken, keys[when + 1], px)
+    notes.append(_frames_looked_at(keys, looked.indices, len(frames)))
     record = GeometryRecord(
         scorer=TRACKS, version=VERSIONS[TRACKS],
-        score=score_of(verdict, measured["error"], MOST_ERROR),
-        verdict=verdict, reason=reason, measurements=measured, frames=len(frames), frame_indices=indices,
-        frame_errors=(error.sum(1) / weight.sum(1).clamp(min=1e-9)).tolist(), cuts=cuts, notes=notes,
+        score=score_of(verdict, measured["error"], track_verdict.MOST_ERROR),
+        verdict=verdict, reason=reason, measurements=measured, frames=len(frames), frame_indices=keys,
+        frame_errors=key_errors.tolist(), cuts=cuts, notes=notes, between_indices=looked.indices,
+        between_errors=torch.where(judged, frames_between, math.nan).tolist(),
     )  # fmt: skip
     if not pictures:
-        empty = frames.new_zeros(0, *frames.shape[1:]).float()
-        return Scored(record, empty[..., 0], empty.cpu())
-    # Back to the clip's own resolution.
-    size = frames.shape[1:3]
-    on_picture = (seen + middle.cpu()) / scale
-    maps = drawing.error_maps(on_picture, error, weight, size)
-    preview = drawing.draw_tracks(
-        _unit(frames[indices]), on_picture, (explained.at + middle.cpu()) / scale, visible, error, WORST
-    )
+        return _without_pictures(record, size, frames.device)
+    maps = drawing.error_maps(at, error, weight, size)
+    shown = torch.stack([_small(frames[t], size) for t in keys])
+    preview = drawing.draw_tracks(shown, place, fit.at + centre, visible, found.shared, WORST)
     tell(1.0)
     return Scored(record, maps.to(frames.device), preview)
 
@@ -139,53 +170,6 @@ def key_frames(frames: int) -> list[int]:
     """Indices of at most MOST_KEYS evenly spaced key frames, starting at 0. frames: number of frames of the clip."""
     step = max(1, -(-(frames - 1) // (MOST_KEYS - 1)))
     return list(range(0, frames, step))
-
-
-def explain(seen: Tensor, visible: Tensor, focal: float, px: float) -> _Explained:
-    """Fit one rigid scene to tracks by bundle adjustment and measure residuals, parallax and Sampson distance.
-
-    seen: [K, N, 2] pixels from the image centre, float64, CPU; visible: bool [K, N]; focal: initial focal length, pixels; px:
-    factor from these pixels to pixels at 480 lines.
-    """
-    keys, count = visible.shape
-    generator = torch.Generator().manual_seed(0)
-    order = visible.sum(0) + 4 * torch.rand(count, generator=generator)
-    few = order.topk(min(REFINED, count)).indices.sort().values
-    some, shown = seen[:, few], visible[:, few]
-    reference, scale = keys // 2, 1.0 / px
-    steps, _, _ = fit_rotation_and_zoom(some[:-1], some[1:], shown[:-1] & shown[1:], seen.new_tensor(focal), 2 * scale)
-    rotation = [torch.eye(3, dtype=seen.dtype)]
-    for step in bundle.rotation_of(steps):
-        rotation.append(step @ rotation[-1])
-    rotation = torch.stack(rotation) @ rotation[reference].T
-    # The first fit may converge to the depth-reversed scene: unless its cost is low, both scenes are refined and compared.
-    wide, rounds = WIDE
-    scene, _ = bundle.refine(
-        bundle.start(some, shown, rotation, reference, focal), some, shown, reference, wide * scale, rounds
-    )
-    narrowed, cost = _narrow(scene, some, shown, reference, scale)
-    if cost > SURE:
-        other, lower = _narrow(bundle.reverse_depth(scene), some, shown, reference, scale)
-        narrowed = other if lower < cost else narrowed
-    scene, _ = bundle.refine(narrowed, some, shown, reference, scale, 20, 1e-4)
-    scene = bundle.triangulate(scene, seen, visible, reference, scale)
-    at = bundle.project(scene)
-    distance = (at - seen).norm(dim=-1) * px
-    gap = keys // 2
-    i = torch.arange(0, keys - gap, 2)
-    both = visible[i] & visible[i + gap]
-    total = both.sum().clamp(min=1)
-    # From the reprojected points, not the observed tracks: errors of the clip must not count as parallax.
-    _, _, beyond = fit_rotation_and_zoom(at[i], at[i + gap], both, scene.focal, 2 * scale)
-    parallax = float((beyond * px).clamp(max=MOST_PARALLAX).sum() / total)
-    _, cut = fundamental.ransac(seen[i], seen[i + gap], both, WORST * scale, generator, 32, 2)
-    return _Explained(distance, at, parallax, float(cut.sum() / total) * px)
-
-
-def _narrow(scene: bundle.Scene, seen: Tensor, visible: Tensor, reference: int, scale: float) -> tuple[bundle.Scene, float]:
-    for wide, rounds in NARROWING:
-        scene, cost = bundle.refine(scene, seen, visible, reference, wide * scale, rounds)
-    return scene, cost
 
 
 def worst_region(seen: Tensor, error: Tensor, weight: Tensor, neighbours: int = 8) -> float:
@@ -202,22 +186,34 @@ def worst_region(seen: Tensor, error: Tensor, weight: Tensor, neighbours: int = 
     return float(local.topk(max(1, len(local) // 20)).values.mean())
 
 
-def _verdict(measured: dict[str, float], cuts: list[int]) -> tuple[str, str]:
-    if cuts:
-        where = ", ".join(map(str, cuts))
-        return UNDETERMINED, f"cut at frame {where}: the clip is not one continuous shot (measurements are of the longest one)"
-    motion, parallax, error = (measured[k] for k in ("motion", "parallax", "error"))
-    if motion < LEAST_MOTION:
-        return UNDETERMINED, f"too little motion ({motion:.2f} % of the diagonal per key frame, minimum {LEAST_MOTION})"
-    if parallax < LEAST_PARALLAX:
-        return UNDETERMINED, (
-            f"too little camera translation (parallax {parallax:.2f} px, minimum {LEAST_PARALLAX}; rotation and zoom give no "
-            "depth)"
-        )
-    share = f"residual {measured['residual']:.2f} px at parallax {parallax:.2f} px"
-    if error <= MOST_ERROR and measured["residual"] <= MOST_RESIDUAL:
-        return CONSISTENT, f"the tracks fit one rigid scene ({share})"
-    return INCONSISTENT, f"no rigid scene explains the tracks ({share})"
+def _between_errors(looked: between_frames.BetweenFrames, size: tuple[int, int], px: float) -> tuple[Tensor, Tensor]:
+    """Mean shared residual of each frame between key frames, px at 480 lines, and the share of the points missing in it."""
+    if not looked.indices:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    shared = residuals.take_apart(looked.vectors * px, looked.at, looked.found, size, WORST).shared
+    found, missing = looked.found.sum(1), looked.missing.sum(1)
+    return shared.sum(1) / found.clamp(min=1), missing / (missing + found).clamp(min=1)
+
+
+def _coverage(at: Tensor, visible: Tensor, left_out: Tensor, size: tuple[int, int]) -> float:
+    """Share of the cells of the picture with a track in them or beside them, mean over key frames; bars, overlays and what is
+    too near to them or to the edge to be tracked do not count. at: [K, N, 2] pixels; visible: bool [K, N]."""
+    cell = min(size) / residuals.CELLS
+    rows, columns = int(size[0] / cell), int(size[1] / cell)
+    x = (at[..., 0] / cell).long().clamp(0, columns - 1)
+    y = (at[..., 1] / cell).long().clamp(0, rows - 1)
+    index = (torch.arange(len(at))[:, None] * rows + y) * columns + x
+    filled = torch.zeros(len(at) * rows * columns)
+    filled[index[visible]] = 1
+    near = F.max_pool2d(filled.view(-1, 1, rows, columns), 3, 1, 1)[:, 0]
+    allowed = trackable(size, left_out, left_out.device)
+    wanted = F.interpolate(allowed[None, None].float().cpu(), (rows, columns), mode="area")[0, 0] > 0.5
+    return float(near[:, wanted].mean()) if bool(wanted.any()) else 0.0
+
+
+def _frames_looked_at(keys: list[int], between: list[int], frames: int) -> str:
+    shot = f"frames {keys[0]} to {keys[-1]} of {frames}"
+    return f"{shot}: {len(keys)} key frames measured, {len(between)} between them looked at"
 
 
 def _motion(seen: Tensor, visible: Tensor, diagonal: float) -> float:
@@ -225,13 +221,23 @@ def _motion(seen: Tensor, visible: Tensor, diagonal: float) -> float:
     return float((seen[1:] - seen[:-1]).norm(dim=-1)[both].median()) / diagonal * 100 if both.any() else 0.0
 
 
-def _nothing(frames: Tensor, indices: list[int], cuts: list[int], why: str, measured: dict | None = None) -> Scored:
+def _nothing(
+    frames: Tensor, indices: list[int], cuts: list[int], why: str, measured: dict | None = None,
+    notes: list[str] | None = None, pictures: bool = True,
+) -> Scored:  # fmt: skip
     record = GeometryRecord(
         TRACKS, VERSIONS[TRACKS], 0.0, UNDETERMINED, why, measured or {}, len(frames), indices,
-        [math.nan] * len(indices), cuts,
+        [math.nan] * len(indices), cuts, notes or [],
     )  # fmt: skip
-    maps = torch.full((len(indices), *frames.shape[1:3]), math.nan, device=frames.device)
-    return Scored(record, maps, _unit(frames[indices]).cpu())
+    size, _ = working_size(frames.shape[1:3])
+    if not pictures:
+        return _without_pictures(record, size, frames.device)
+    shown = torch.stack([_small(frames[t], size) for t in indices]) if indices else torch.zeros(0, *size, 3)
+    return Scored(record, torch.full((len(indices), *drawing.map_size(size)), math.nan, device=frames.device), shown)
+
+
+def _without_pictures(record: GeometryRecord, size: tuple[int, int], device: torch.device) -> Scored:
+    return Scored(record, torch.zeros(0, *drawing.map_size(size), device=device), torch.zeros(0, *size, 3))
 
 
 def _require_clip(frames: Tensor) -> None:
@@ -244,10 +250,11 @@ def _require_clip(frames: Tensor) -> None:
             f"frames of {frames.shape[2]}x{frames.shape[1]} pixels are too small to track points; expected at least 32x32"
         )
     if frames.dtype != torch.uint8:
-        if not torch.isfinite(frames).all():
+        # One pass: the extremes are NaN where any value is.
+        low, high = (float(v) for v in frames.aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):
             raise GeometryError("frames contain NaN or Inf; expected finite values: the latent may be broken")
-        if float(frames.min()) < -0.01 or float(frames.max()) > 1.01:
-            low, high = float(frames.min()), float(frames.max())
+        if low < -0.01 or high > 1.01:
             raise GeometryError(f"frames of floats from {low:.3g} to {high:.3g}; expected 0 to 1")
 
 
@@ -265,21 +272,7 @@ def _tracker(backend: str, frames: Tensor):
     return "opencv", OpenCVTracker
 
 
-def _grey(frames: Tensor) -> tuple[Tensor, float]:
-    """Integer grey levels [K, h, w] with the shorter side between SMALLEST and LINES, and the scale from the clip's pixels."""
-    # Floats are rounded to 8 bits first, so that a clip has the same score as floats and as bytes.
-    levels = frames if frames.dtype == torch.uint8 else (frames * 255).round_()
-    grey = levels[..., 0].float().mul_(0.299)
-    grey.add_(levels[..., 1], alpha=0.587).add_(levels[..., 2], alpha=0.114)
-    short = min(grey.shape[1:])
-    scale = LINES / short if short > LINES else SMALLEST / short if short < SMALLEST else 1.0
-    if scale != 1.0:
-        size = [max(32, round(side * scale)) for side in grey.shape[1:]]
-        mode = "area" if scale < 1 else "bicubic"
-        grey = F.interpolate(grey[:, None], size, mode=mode)[:, 0]
-    # Rounded, so that both trackers get the same values: OpenCV takes bytes.
-    return grey.round().clamp(0, 255), scale
-
-
-def _unit(frames: Tensor) -> Tensor:
-    return frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+def _small(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """A frame [H, W, 3] as float in [0, 1], resized to `size`, on the CPU."""
+    unit = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
+    return resized(unit.permute(2, 0, 1), size).permute(1, 2, 0).clamp(0, 1).cpu()

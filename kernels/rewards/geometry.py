@@ -15,8 +15,8 @@ class GeometryReward(SingleFigure):
             name="geometry (point tracks)",
             reads=FRAMES,
             meaning=(
-                "consistency with one rigid scene, 0 to 1; above 0.5 consistent, below inconsistent, 0 where the clip moves "
-                "too little to be judged"
+                "consistency with one rigid scene, 0 to 1; above 0.5 consistent, below inconsistent, 0 where the clip cannot "
+                "be judged"
             ),
             sigmas=(FINISHED, FINISHED),
             decodes=1,

@@ -29,7 +29,7 @@ from ..video.read import VIDEO_SUFFIXES
 from ..video.sizes import BUCKETS
 
 SCORES, REPORT = "scores.jsonl", "report.json"
-COLUMNS = ("error", "residual", "parallax", "motion", "lost", "mse", "depth_error")
+COLUMNS = ("error", "residual", "noise", "parallax", "moving", "motion", "lost", "mse", "depth_error")
 
 
 def add_arguments(parser) -> None:

@@ -82,6 +82,9 @@ def add_arguments(parser) -> None:
     take.add_argument("--min_gap", type=float, default=Limits.gap, help="(loser's - winner's error) / loser's (0.2; 0: any)")
     take.add_argument("--max_error", type=float, help="of a winner (default: its verdict is not inconsistent; inf: any)")
     take.add_argument("--max_lost", type=float, default=Limits.lost, help="share of a clip's tracks (default 0.2; 1: any)")
+    take.add_argument(
+        "--max_moving", type=float, default=Limits.moving, help="share of a clip that moves by itself (default 1: any)"
+    )
     take.add_argument("--min_margin", type=float, default=Limits.margin, help="of combined scores, in deviations (default 0)")
     take.add_argument("--pairs_per_group", type=int, default=1, help="at most (default 1)")
     take.add_argument("--per_scorer", action="store_true", help="also label each scorer's own preference, as a dimension")
@@ -174,7 +177,10 @@ def weights_of(arguments: Sequence[str]) -> dict[str, float]:
 def limits_of(args) -> Limits:
     """The filters' limits. Raises ValueError for any argument out of its range."""
     low, high = args.motion_ratio
-    shares = {"--max_lost": args.max_lost, "--min_parallax_ratio": args.min_parallax_ratio, "--min_margin": args.min_margin}
+    shares = {
+        "--max_lost": args.max_lost, "--max_moving": args.max_moving, "--min_parallax_ratio": args.min_parallax_ratio,
+        "--min_margin": args.min_margin,
+    }  # fmt: skip
     for flag, value in shares.items():
         if not value >= 0:
             raise ValueError(f"{flag} must be 0 or more, got {value}")
@@ -194,7 +200,7 @@ def limits_of(args) -> Limits:
         raise ValueError(f"--fps {args.fps} must be above 0 and at most 1000")
     return Limits(
         not args.keep_undetermined, (low, high), args.min_parallax_ratio, args.min_gap, args.max_error, args.max_lost,
-        args.min_margin,
+        args.min_margin, args.max_moving,
     )  # fmt: skip
 
 

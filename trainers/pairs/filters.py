@@ -23,7 +23,8 @@ class Rejection(NamedTuple):
 class Limits:
     """gate: undetermined clips neither win nor lose; motion: winner's over loser's; parallax: winner's over loser's, at least;
     gap: (loser's error - winner's) / loser's, at least; max_error: of a winner, None: its verdict must not be inconsistent;
-    lost: share of lost tracks, at most; margin: combined scores must differ by more, in standard deviations of the group."""
+    lost: share of lost tracks, at most; moving: share of tracks that move by themselves, at most; margin: combined scores must
+    differ by more, in standard deviations of the group."""
 
     gate: bool = True
     motion: tuple[float, float] = (0.5, 2.0)
@@ -32,11 +33,12 @@ class Limits:
     max_error: float | None = None
     lost: float = 0.2
     margin: float = 0.0
+    moving: float = 1.0
 
 
 def of_candidate(record: GeometryRecord, limits: Limits) -> Rejection | None:
     """The rejection of a clip that may be neither winner nor loser, or None."""
-    return (gate(record) if limits.gate else None) or lost_tracks(record, limits.lost)
+    return (gate(record) if limits.gate else None) or lost_tracks(record, limits.lost) or moving_tracks(record, limits.moving)
 
 
 def of_pair(winner: GeometryRecord, loser: GeometryRecord, limits: Limits) -> Rejection | None:
@@ -62,6 +64,14 @@ def lost_tracks(record: GeometryRecord, most: float) -> Rejection | None:
     if not lost > most:
         return None
     return Rejection("lost tracks", f"{lost:.0%} of tracks lost, at most {most:.0%}")
+
+
+def moving_tracks(record: GeometryRecord, most: float) -> Rejection | None:
+    """A person who walks is told from the scene, but so is a wall that swings: whether it should move is not judged."""
+    moving = record.measurements.get("moving", math.nan)
+    if not moving > most:
+        return None
+    return Rejection("moving", f"{moving:.0%} of the tracks move by themselves, at most {most:.0%}")
 
 
 def matched_motion(winner: GeometryRecord, loser: GeometryRecord, low: float, high: float) -> Rejection | None:
