@@ -58,11 +58,17 @@ class GeometryTracks(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="heat_map",
-                    tooltip="Errors as colours over the dimmed frames, one image per input frame; the shorter side is at most 360 pixels.",
+                    tooltip=(
+                        "Errors as colours over the dimmed frames, one image per input frame; the shorter side is at most 360 "
+                        "pixels."
+                    ),
                 ),
                 io.Image.Output(
                     display_name="reprojection",
-                    tooltip="The key frames with the tracked points and their reprojections; the shorter side is at most 480 pixels.",
+                    tooltip=(
+                        "The key frames with the tracked points and their reprojections; the shorter side is at most 480 "
+                        "pixels."
+                    ),
                 ),
                 io.String.Output(
                     display_name="record",

@@ -10,8 +10,9 @@ from ..kernels.geometry.views import Views, from_da3, sample_indices
 
 DA3ModelType = io.Custom("DA3_MODEL")
 DA3GeometryType = io.Custom("DA3_GEOMETRY")
-# Two entries that core's geometry lacks: the frame number of each view, and the number of frames of the clip.
-INDICES, FRAMES = "frame_indices", "frames"
+# Three entries that core's geometry lacks: the frame number of each view, the number of frames of the clip, and the size
+# (width, height) in whose pixels the intrinsics are.
+INDICES, FRAMES, SIZE = "frame_indices", "frames", "intrinsics_size"
 
 
 def to_wire(views: Views) -> dict:
@@ -24,6 +25,7 @@ def to_wire(views: Views) -> dict:
         "intrinsics": views.K[None],
         INDICES: list(views.frame_indices),
         FRAMES: views.frames,
+        SIZE: (views.depth.shape[2], views.depth.shape[1]),
     }
     if views.confidence is not None:
         geometry["confidence"] = views.confidence
@@ -32,7 +34,7 @@ def to_wire(views: Views) -> dict:
 
 def from_wire(geometry: dict, source: str) -> Views:
     """A DA3_GEOMETRY -> Views. Raises GeometryError naming `source` for mono geometry, missing poses and invalid values."""
-    views = from_da3(geometry, source)
+    views = from_da3(geometry, source, geometry.get(SIZE) if isinstance(geometry, dict) else None)
     indices = geometry.get(INDICES)
     if indices is None:
         return views
@@ -47,9 +49,12 @@ def from_wire(geometry: dict, source: str) -> Views:
 def run_da3(model, images: torch.Tensor, count: int, resolution: int, pose_method: str) -> dict:
     """The DA3_GEOMETRY of `count` frames of a clip [T, H, W, 3], by core's own node."""
     # Imported here: some ComfyUI versions load extra nodes after custom nodes, and extra nodes can be disabled.
+    from comfy.ldm.depth_anything_3.preprocess import compute_target_size
     from comfy_extras.nodes_depth_anything_3 import DA3Inference
 
+    resize = "upper_bound_resize"
     indices = sample_indices(images.shape[0], count)
     mode = {"mode": "multiview", "ref_view_strategy": "saddle_balanced", "pose_method": pose_method}
-    (geometry,) = DA3Inference.execute(model, images[indices], resolution, "upper_bound_resize", mode).args
-    return {**geometry, INDICES: indices, FRAMES: images.shape[0]}
+    (geometry,) = DA3Inference.execute(model, images[indices], resolution, resize, mode).args
+    height, width = compute_target_size(images.shape[1], images.shape[2], resolution, resize)
+    return {**geometry, INDICES: indices, FRAMES: images.shape[0], SIZE: (width, height)}

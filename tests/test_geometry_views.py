@@ -15,6 +15,7 @@ from trainers.kernels.geometry.view_files import load_views, save_views
 from trainers.kernels.geometry.views import (
     Views,
     from_da3,
+    model_size,
     require_usable,
     rescale_K,
     sample_indices,
@@ -142,6 +143,50 @@ def test_da3_geometry_has_its_K_brought_to_the_images():
     assert any("from 504x336 to 30x20 pixels" in n for n in found.notes)
     # Already in the images' pixels: nothing to bring, nothing to say.
     assert from_da3(da3(views, (30, 20)), "x").notes == []
+
+
+def core_size(size, length, longest):
+    """The size at which ComfyUI runs Depth Anything 3: comfy/ldm/depth_anything_3/preprocess.py."""
+    scale = length / (max(size) if longest else min(size))
+    out = []
+    for side in size:
+        x = int(round(side * scale))
+        down = x // 14 * 14
+        out.append(max(1, down + 14 if abs(down + 14 - x) <= abs(x - down) else down))
+    return tuple(out)
+
+
+@pytest.mark.parametrize("size", [(832, 480), (480, 832), (518, 300), (1280, 720), (333, 333)], ids=str)
+@pytest.mark.parametrize("length", [140, 504, 518, 1008, 2520])
+def test_the_model_s_size_is_found_from_principal_points_that_are_a_little_off(size, length):
+    for longest in (True, False):
+        width, height = core_size(size, length, longest)
+        assert model_size(size, (width / 2, height / 2)) == (width, height)
+        # pose_method ray_pose estimates them. Sizes of the model differ by 14 pixels at least.
+        assert model_size(size, (width / 2 + 2.5, height / 2 - 2.5)) == (width, height)
+
+
+def test_a_size_that_the_model_never_runs_at_is_not_made_up():
+    assert model_size((192, 160), (48, 40)) is None
+    assert model_size((832, 480), (252, 200)) is None
+
+
+def test_da3_intrinsics_are_rescaled_from_the_size_the_model_ran_at():
+    views = make_views(3, 96, 144)
+    geometry = da3(views, (504, 336))
+    # ray_pose: principal points that are 1% off in all views.
+    geometry["intrinsics"][..., 0, 2] *= 1.01
+    for size in (None, (504, 336)):
+        found = from_da3(geometry, "x", size)
+        torch.testing.assert_close(found.K[:, (0, 1), (0, 1)], views.K[:, (0, 1), (0, 1)])
+        torch.testing.assert_close(found.K[:, 0, 2], 1.01 * views.K[:, 0, 2])
+        assert "intrinsics rescaled from 504x336 to 144x96 pixels" in found.notes
+        assert any("assumed from the principal points" in n for n in found.notes) == (size is None)
+    # Another tool's size is taken as it is; a given one even where the principal points say otherwise.
+    assert "intrinsics rescaled from 288x192 to 144x96 pixels" in from_da3(da3(views, (288, 192)), "x", (288, 192)).notes
+    assert "intrinsics rescaled from 57x38 to 144x96 pixels" in from_da3(da3(views, (57, 38)), "x").notes
+    near = from_da3(geometry, "x", (518, 350)).K[:, 0, 0]
+    torch.testing.assert_close(near, views.K[:, 0, 0] * 504 / 518)
 
 
 def test_da3_principal_points_of_single_views_stay_where_they_are():

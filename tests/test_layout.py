@@ -180,6 +180,6 @@ def test_what_the_contributors_guide_names_exists():
     named = re.findall(r"`((?:nodes|kernels|trainers|tests|benchmarks)/[\w/]+\.(?:py|json))`", text)
     assert len(named) > 20
     assert not [name for name in named if not (ROOT / name).is_file()]
-    for name, function in (("kernels/geometry/tracks.py", "_verdict"), ("kernels/geometry/dense.py", "_judge"),
+    for name, function in (("kernels/geometry/track_verdict.py", "judge"), ("kernels/geometry/dense.py", "_judge"),
                            ("kernels/prism/accuracy.py", "tie_threshold")):  # fmt: skip
         assert f"def {function}(" in (ROOT / name).read_text()

@@ -1,9 +1,10 @@
 """Speed and peak memory of the geometry score without weights compared with Epipolar-DPO's published scorer.
 
-    python -m benchmarks.geometry.tracks_speed [--size 832x480] [--frames 49 81] [--threads 2] [--clips 3] [--rounds 3]
+    python -m benchmarks.geometry.tracks_speed [--size 832x480] [--frames 49 81] [--threads 1] [--clips 3] [--rounds 3]
 
 Clips are rendered first (benchmarks.geometry.room). Times are medians over rounds and clips; in each, every implementation
-runs once, so that other load slows all of them. Memory is the growth of the process's peak resident set (Linux).
+runs once, so that other load slows all of them. Memory is the growth of the process's peak resident set (Linux). "as the node
+runs it" takes floats, as VAE Decode gives them, and includes the preview and the heat map of every frame.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import cv2
 import torch
 
 from benchmarks.speed_and_memory import extra_peak, print_table, timed
+from trainers.kernels.geometry.heat_map import full_error, heat_map
 from trainers.kernels.geometry.tracks import score_clip
 
 from . import published, room
@@ -19,12 +21,21 @@ from . import published, room
 
 def implementations(frames: torch.Tensor) -> dict:
     """Name -> call on frames uint8 [T, H, W, 3], the published scorer first."""
+    floats = frames.float() / 255
     return {
         "Epipolar-DPO as published (SIFT, OpenCV)": lambda: published.epipolar_dpo(frames),
         "ours, OpenCV backend": lambda: score_clip(frames, "opencv", pictures=False),
-        "ours, OpenCV backend, with heat map and preview": lambda: score_clip(frames, "opencv"),
+        "ours as the node runs it, OpenCV": lambda: as_the_node(floats, "opencv"),
+        "ours as the node runs it, torch": lambda: as_the_node(floats, "torch"),
         "ours, pure torch": lambda: score_clip(frames, "torch", pictures=False),
     }
+
+
+def as_the_node(frames: torch.Tensor, backend: str) -> torch.Tensor:
+    """Score, preview and heat map of frames [T, H, W, 3] in [0, 1]."""
+    scored = score_clip(frames, backend)
+    maps = [scored.error_map]
+    return heat_map(frames, scored.error_map, scored.record.frame_indices, full_error(maps, scored.record.scorer))
 
 
 def agreement(clips: list[torch.Tensor]) -> tuple[int, float]:
@@ -41,7 +52,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="832x480", help="width x height")
     parser.add_argument("--frames", type=int, nargs="+", default=[49, 81])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clips", type=int, default=3, help="number of scenes, each with a different camera move (3)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ TIMES = 4.0
 
 
 def find_cuts(frames: Tensor) -> list[int]:
-    """Indices of the first frames of new shots, ascending. frames: [T, H, W, 3], 0 to 255, any dtype.
+    """Indices of the first frames of new shots, ascending. frames: [T, H, W, 3], uint8 or float in [0, 1].
 
     The difference of two frames is the mean absolute difference of their colours, averaged over CELLS x CELLS cells. A cut
     has a difference of at least LEAST grey levels and TIMES the median of the differences up to AROUND frames away. A flash
@@ -19,6 +19,8 @@ def find_cuts(frames: Tensor) -> list[int]:
     # A subset of the pixels of a large image is enough for the mean of a cell.
     every = max(1, min(frames.shape[1:3]) // 120)
     thin = frames[:, ::every, ::every].permute(0, 3, 1, 2).float()
+    if frames.dtype != torch.uint8:
+        thin = 255 * thin
     coarse = torch.nn.functional.interpolate(thin, (CELLS, CELLS), mode="area")
     change = (coarse[1:] - coarse[:-1]).abs().mean(dim=(1, 2, 3)).tolist()
     cuts = []

@@ -1,4 +1,4 @@
-"""Relative depth error between two views, with occlusion masking; VideoGPA's MVCS (arXiv 2601.23286)."""
+"""Relative depth error between two views, with occlusion masking; edges; VideoGPA's MVCS (arXiv 2601.23286)."""
 
 import math
 
@@ -12,12 +12,36 @@ from .cameras import EPSILON, pixel_transform, warp
 TRUNCATION = 0.2
 # A point farther behind the other view's surface than this share of that surface's depth is occluded and not measured.
 OCCLUSION = 0.05
+# Second difference of the inverse depth, as a share of it, from which on a pixel is at an edge. It is 0 on all planes.
+EDGE = 0.05
 
 
 def sample(values: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Bilinear samples [C, h, w] of values [C, H, W] at pixel coordinates u, v [h, w], zero-padded."""
     grid = torch.stack([u * (2 / max(values.shape[2] - 1, 1)) - 1, v * (2 / max(values.shape[1] - 1, 1)) - 1], dim=-1)
     return F.grid_sample(values[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+
+
+def edges(depth: Tensor) -> Tensor:
+    """Mask of the pixels that are at most one pixel away from a jump of the depth, bool [S, H, W].
+
+    Depth models place such pixels between the two surfaces. depth: [S, H, W], NaN where there is none; that is an edge too.
+    """
+    inverse = 1 / depth
+    found = torch.zeros_like(depth, dtype=torch.bool)
+    for axis in (1, 2):
+        length = depth.shape[axis] - 2
+        if length > 0:
+            before, middle, after = (inverse.narrow(axis, i, length) for i in range(3))
+            # Comparisons with NaN are false.
+            flat = ((before + after - 2 * middle).abs_() <= EDGE * middle).logical_not_()
+            found.narrow(axis, 1, length).logical_or_(flat)
+    for axis in (1, 2):
+        length, wider = depth.shape[axis] - 1, found.clone()
+        wider.narrow(axis, 1, length).logical_or_(found.narrow(axis, 0, length))
+        wider.narrow(axis, 0, length).logical_or_(found.narrow(axis, 1, length))
+        found = wider
+    return found
 
 
 def relative_error(depth: Tensor, K: Tensor, world_to_camera: Tensor, source: int, target: int, step: int = 1) -> Tensor:

@@ -10,6 +10,8 @@ from ..colours import EXPECTED_POSITION, track_colour
 
 # Radius (sigma) over which one track's error is spread, as a share of the shorter side; tracks are about a cell apart.
 REACH = 1 / 16
+# Least weight of the tracks at a place, as a share of the largest: a lonely track would colour all of its surroundings.
+LEAST_WEIGHT = 0.1
 
 
 def map_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -33,7 +35,7 @@ def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int])
     totals[0].index_add_(0, index.flatten(), error.flatten().float())
     totals[1].index_add_(0, index.flatten(), weight.flatten().float())
     totals = _blur(totals.view(2, keys, rows, columns), REACH * min(size) / step)
-    return torch.where(totals[1] > 1e-2 * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
+    return torch.where(totals[1] > LEAST_WEIGHT * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
 
 
 def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float) -> Tensor:

@@ -24,7 +24,7 @@ UNITS = {
     "residual": "px at 480 lines: mean distance from the best-fitting rigid scene that neighbouring tracks share, without "
     "tracks that move by themselves",
     "worst_residual": "px at 480 lines: the same in the worst region of the image, all tracks",
-    "smooth_residual": "px at 480 lines: mean distance of the tracks of regions without corners, beyond 1.5 px",
+    "smooth_residual": "px at 480 lines: mean distance of the tracks of regions without corners, beyond 1.5 pixels",
     "between_residual": "px at 480 lines: mean distance in the frames between key frames; a missing point counts as 3 px",
     "moving": "share of the tracks that move by themselves, 0 to 1",
     "flowing": "share of the tracks that lie in regions without corners and move by themselves, 0 to 1",

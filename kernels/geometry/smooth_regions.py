@@ -12,7 +12,7 @@ from .point_tracks import PointTracks, follow
 
 # Resolution, side of the cells of corners and neighbourhood of the local normalisation.
 COARSE, CELL, SHARE = 0.25, 8, 0.3
-# Residuals below this, px at 480 lines, are tracking errors: a window covers 60 pixels, in which depth varies.
+# Residuals below this, pixels, are tracking errors: a window covers 60 pixels, in which depth varies.
 FLOOR = 1.5
 
 
@@ -44,7 +44,7 @@ def follow_smooth(grey: Tensor, fine: PointTracks, left_out: Tensor, tracker_typ
 
 
 def errors(tracks: PointTracks, scene: bundle.Scene, centre: Tensor, px: float, worst: float, moving: float) -> SmoothRegions:
-    """Distances of the tracks from the scene seen by its cameras, less FLOOR, at most `worst`, px at 480 lines.
+    """Distances of the tracks from the scene seen by its cameras, less FLOOR, at most `worst`; px at 480 lines.
 
     tracks: of `follow_smooth`; centre: [2], pixels; px: factor from pixels to pixels at 480 lines; moving: mean error above
     which a track moves by itself.
@@ -54,6 +54,6 @@ def errors(tracks: PointTracks, scene: bundle.Scene, centre: Tensor, px: float, 
         return SmoothRegions(seen, visible, seen[..., 0], visible[0], 0.0)
     scene = bundle.triangulate(scene, seen, visible, len(visible) // 2, 1.0 / (COARSE * px))
     distance = (bundle.project(scene) - seen).norm(dim=-1) * px
-    error = torch.where(visible, (distance - FLOOR).clamp(0, worst), 0.0)
+    error = torch.where(visible, (distance - FLOOR * px).clamp(0, worst), 0.0)
     each = error.sum(0) / visible.sum(0)
     return SmoothRegions(seen + centre, visible, error, each > moving, float(error.sum() / visible.sum()))

@@ -129,7 +129,7 @@ def score_clip(
     confidence = min(1.0, coverage / FULL_COVERAGE)
     measured |= {
         "error": (left_over * (1 / HALF_PARALLAX + 1 / max(parallax, 1e-9)) + gone + WORST * replaced) / max(confidence, 1e-9),
-        "residual": float(found.shared[rest].mean()) if bool(rest.any()) else math.nan,
+        "residual": float(found.shared[rest].mean()) if bool(rest.any()) else WORST,
         "worst_residual": worst_region(seen, found.shared, visible.double()),
         "smooth_residual": smooth.mean,
         "between_residual": float(frames_between[judged].mean()) if bool(judged.any()) else math.nan,
@@ -148,6 +148,7 @@ def score_clip(
         "coverage": coverage,
         "plain": float(looked.plain.double().mean()) if len(looked.plain) else 0.0,
     }  # fmt: skip
+    measured = {k: v for k, v in measured.items() if not math.isnan(v)}
     verdict, reason = track_verdict.judge(measured, cuts, apart, broken, keys[when + 1], px)
     notes.append(_frames_looked_at(keys, looked.indices, len(frames)))
     record = GeometryRecord(

@@ -16,8 +16,17 @@ MAX_VIEWS = 10
 CENTRE_TOLERANCE = 0.2
 # Largest absolute element of R R^T - I.
 ORTHONORMAL_TOLERANCE = 0.02
-# As in VideoGPA's release.
+# As in VideoGPA's release. Depth Anything 3's confidence is never below 1.
 MIN_CONFIDENCE = 1e-5
+# Share of a clip's pixels, those of lowest confidence, that are left out, as in Depth Anything 3's export of point clouds.
+DOUBTFUL = 0.4
+# Number of pixels from which that confidence is found.
+SAMPLES = 100_000
+# ComfyUI runs Depth Anything 3 with the longest or the shortest side at one of these lengths, and both sides rounded to
+# multiples of the patch.
+PATCH, LENGTHS = 14, range(140, 2521, 14)
+# Largest distance of a size from twice the principal points, as a share, at which it is taken for the model's.
+SIZE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ def usable_pixels(views: Views) -> Tensor:
     return keep
 
 
+def doubtful_pixels(views: Views, keep: Tensor) -> Tensor:
+    """Mask of the pixels whose confidence is below that of 60% of the clip's, bool [S, H, W]; none without confidence or where
+    it is the same everywhere. keep: bool [S, H, W], pixels that count.
+    """
+    if views.confidence is None:
+        return torch.zeros_like(keep)
+    confidence = views.confidence.to(keep.device).float()
+    values = confidence[keep]
+    values = values[:: -(-len(values) // SAMPLES)]
+    # Below, not equal: of equal values, none is left out.
+    return keep & (confidence < values.kthvalue(int(DOUBTFUL * (len(values) - 1)) + 1).values)
+
+
 def with_frames(views: Views, frames: Tensor, source: str) -> Views:
     """The views with images taken from the whole clip and resized to the size of the depth maps.
 
@@ -105,12 +127,29 @@ def rescale_K(K: Tensor, size_of_K: tuple[float, float], size: tuple[int, int]) 
     return K
 
 
-def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
+def model_size(size: tuple[int, int], centre: tuple[float, float]) -> tuple[int, int] | None:
+    """The size at which ComfyUI ran Depth Anything 3: of those that it gives to images of `size`, the nearest to twice the
+    principal point `centre`; None if it is not within 10% of any. Sizes are (width, height).
+    """
+
+    def rounded(side: int, scale: float) -> int:
+        # Half-way up, as in ComfyUI's preprocessing.
+        return max((round(side * scale) + PATCH // 2) // PATCH * PATCH, 1)
+
+    def distance(candidate: tuple[int, int]) -> float:
+        return max(abs(n / (2 * c) - 1) for n, c in zip(candidate, centre, strict=True))
+
+    found = {tuple(rounded(n, length / side) for n in size) for side in (max(size), min(size)) for length in LENGTHS}
+    best = min(sorted(found), key=distance)
+    return best if distance(best) <= SIZE_TOLERANCE else None
+
+
+def from_da3(geometry: dict, source: str = "DA3_GEOMETRY", size_of_K: tuple[int, int] | None = None) -> Views:
     """Convert ComfyUI's DA3_GEOMETRY (Depth Anything 3, multi-view mode) to Views, with all of its frames.
 
-    Depth has the images' size, but K is in pixels of the size at which the model ran. That size is not in the dict; principal
-    points are at its centre (exactly with pose_method cam_dec, nearly with ray_pose), so it is estimated as twice their
-    median. Pixels of the sky get depth NaN.
+    Depth has the images' size, but K is in pixels of the size at which the model ran. size_of_K: that size, (width, height),
+    if it is known. It is not in the dict; principal points are at its centre, exactly with pose_method cam_dec and nearly with
+    ray_pose, so that it is otherwise found from their median, see model_size. Pixels of the sky get depth NaN.
 
     Raises GeometryError for monocular geometry, for poses that are missing or all identity, and for views that
     require_usable refuses.
@@ -144,7 +183,9 @@ def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
             "pixels, from which K is rescaled to the images' size: the model gave no usable cameras"
         )
     notes = []
-    size_of_K = (2 * float(centre[0]), 2 * float(centre[1]))
+    assumed = size_of_K is None
+    if assumed:
+        size_of_K = (2 * float(centre[0]), 2 * float(centre[1]))
     if abs(size_of_K[0] - w) > 1 or abs(size_of_K[1] - h) > 1:
         stretch = (size_of_K[0] / w) / (size_of_K[1] / h)
         if not 0.8 < stretch < 1.25:
@@ -152,8 +193,12 @@ def from_da3(geometry: dict, source: str = "DA3_GEOMETRY") -> Views:
                 f"{source}: principal points at the centre of an image of {size_of_K[0]:.0f}x{size_of_K[1]:.0f}, but the "
                 f"images are {w}x{h}; expected the same aspect ratio: use the images that the geometry was estimated from"
             )
+        if assumed:
+            size_of_K = model_size((w, h), (float(centre[0]), float(centre[1]))) or size_of_K
         K = rescale_K(K, size_of_K, (w, h))
         notes.append(f"intrinsics rescaled from {size_of_K[0]:.0f}x{size_of_K[1]:.0f} to {w}x{h} pixels")
+        if assumed:
+            notes.append("the size at which the depth model ran was assumed from the principal points")
     confidence = geometry.get("confidence")
     sky = geometry.get("sky")
     if sky is not None:

@@ -88,11 +88,14 @@ def test_the_heat_map_lights_up_where_the_renderer_put_the_defect(comfy, saved):
     geometry, _ = comfy.run(node("LoadGeometry"), file=saved("every", views(made, count=FRAMES)))
     by_depth = da3_score(comfy, da3_geometry=geometry)[3]
     by_tracks = comfy.run(node("GeometryTracks"), images=images(made), clips=1, backend="torch")[3]
-    for heat in (by_depth, by_tracks):
-        assert brightest_in(heat, made.object_mask) >= 0.7
+    # Tracks lie up to ten pixels apart at this size.
+    side = 17
+    near = torch.nn.functional.max_pool2d(made.object_mask[:, None].float(), side, 1, side // 2)[:, 0] > 0
+    for heat, mask in ((by_depth, made.object_mask), (by_tracks, near)):
+        assert brightest_in(heat, mask) >= 0.7
         # And so do most pixels that glow fully.
         glowing = heat.sum(dim=-1) > 0.99 * heat.sum(dim=-1).max()
-        assert float(made.object_mask[glowing].float().mean()) > 0.7
+        assert float(mask[glowing].float().mean()) > 0.7
     assert made.object_mask.float().mean() < 0.15
 
 
@@ -321,12 +324,12 @@ def best_of(comfy, pictures, clips, latent=None):
 
 
 def test_the_most_consistent_clip_wins(comfy):
-    made = [clip("static"), clip(breathing=0.3), clip()]
+    made = [clip("static"), clip(morph=0.3), clip()]
     latent = {"samples": torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 16, 3, 4, 4), "batch_index": [4, 5, 6]}
     batch = torch.cat([images(c) for c in made])
     inputs = {"images": batch, "clips": 3, "backend": "torch", "latent": latent}
     frames, picked, index, verdict, scores, records, heat, text = comfy.run(node("GeometryBestOfN"), **inputs)
-    expected = [s.record for s in (scored("static"), scored(breathing=0.3), scored())]
+    expected = [s.record for s in (scored("static"), scored(morph=0.3), scored())]
     assert [plain(r) for r in records] == [plain(e) for e in expected]
     assert scores == [e.score for e in expected]
     assert (index, verdict) == (2, expected[2].verdict)
