@@ -371,7 +371,7 @@ def test_backends_give_the_same_verdicts(rigid, rigid_scored):
         ours = ours or tracks.score_clip(frames, "torch", pictures=False).record
         theirs = tracks.score_clip(frames, "opencv", pictures=False).record
         assert ours.verdict == theirs.verdict
-        assert math.isclose(ours.measurements["residual"], theirs.measurements["residual"], rel_tol=0.1)
+        assert math.isclose(ours.measurements["residual"], theirs.measurements["residual"], rel_tol=0.2)
 
 
 def test_the_same_clip_in_any_form_gives_the_same_record(rigid, rigid_scored):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 TRACKS, DENSE = "tracks", "dense"
 # Increment when a scorer's numbers change for the same clip. Scores of different versions are not comparable.
-VERSIONS = {TRACKS: 1, DENSE: 2}
+VERSIONS = {TRACKS: 2, DENSE: 2}
 
 CONSISTENT, INCONSISTENT, UNDETERMINED = "consistent", "inconsistent", "undetermined"
 
@@ -21,6 +21,7 @@ UNITS = {
     "error": "value by which clips are compared, lower is better. tracks: what a rigid scene leaves over, normalised by "
     "parallax, plus lost, missing and replaced points; dense: photometric error normalised by camera translation, infinite if "
     "the verdict is undetermined",
+    "rest_error": "the part of the error that is the residual's: without lost points and what moves by itself",
     "residual": "px at 480 lines: mean distance from the best-fitting rigid scene that neighbouring tracks share, without "
     "tracks that move by themselves",
     "worst_residual": "px at 480 lines: the same in the worst region of the image, all tracks",

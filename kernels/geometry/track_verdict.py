@@ -10,10 +10,10 @@ LEAST_MOTION = 0.15
 LEAST_PARALLAX, LEAST_LAYERS = (0.4, 0.5), (0.16, 0.4)
 MOST_LOST = 1 / 3
 MOST_NOISE = 1.0
-MOST_REPLACED = 0.03
+MOST_REPLACED = 0.04
 # A dissolve exchanges most of the points within a third of the clip, a cut in one step.
 MOST_EXCHANGED, MOST_SUDDEN = 0.7, 0.4
-MOST_MOVING = 0.3
+MOST_MOVING = 0.25
 MOST_FLOWING = 0.06
 # Frames of which this share or more is plain (flashes, smears) cannot be judged.
 MOST_PLAIN = 0.2
@@ -67,7 +67,7 @@ def judge(
             "little depth to judge"
         )
     share = f"residual {m['residual']:.2f} px, parallax {m['parallax']:.1f} px"
-    if m["residual"] > MOST_RESIDUAL + NOISE_SHARE * m["noise"] or m["error"] > MOST_ERROR:
+    if m["residual"] > MOST_RESIDUAL + NOISE_SHARE * m["noise"] or m["rest_error"] > MOST_ERROR:
         return INCONSISTENT, f"no rigid scene explains the clip ({share})"
     if m["moving"] > MOST_MOVING:
         return UNDETERMINED, f"{m['moving']:.0%} of the picture moves by itself: too little is left to judge the scene by"

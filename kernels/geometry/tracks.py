@@ -38,6 +38,9 @@ LEAST_TRACKS = 30
 WORST = 3.0
 # A track moves by itself if its mean shared residual is above MOVING, or above MOVING_NOISE times the noise if that is more.
 MOVING, MOVING_NOISE = 1.0, 2.0
+# Weight of the residuals of what moves by itself, for each px at 480 lines: they say nothing about depth, so parallax does not
+# normalise them.
+MOVING_WEIGHT = 0.5
 # The residual is divided by p / (p + this), p the parallax in pixels at 480 lines.
 HALF_PARALLAX = 3.0
 # A frame between key frames does not show the scene if more than the share BROKEN of the points is missing, or if its error is
@@ -122,14 +125,21 @@ def score_clip(
     left_over = torch.cat([found.shared, smooth.error], dim=1).sum(1) / torch.cat([visible, smooth.visible], dim=1).sum(1)
     left_over = float(torch.cat([left_over, shared_between[judged]]).mean())
     gone = float(torch.cat([tracks.ended.sum(1) / visible.sum(1).clamp(min=1), missing[judged]]).mean())
-    parallax, unexplained, layers = structure.parallax_of(seen, fit.at, visible, px, float(found.shared[visible].mean()))
+    residual = float(found.shared[rest].mean()) if bool(rest.any()) else WORST
+    # A subject that crosses the picture is no parallax; where most moves by itself, there is no scene to tell it from.
+    scene_tracks = rest if float(moving.double().mean()) < 0.5 else visible
+    parallax, unexplained, layers = structure.parallax_of(seen, fit.at, scene_tracks, px, residual)
     coverage = _coverage(at, weight > 0, apart.left_out, size)
     bad = judged & ((missing > BROKEN) | (frames_between > max(BROKEN_ERROR, BROKEN_TIMES * float(key_errors.median()))))
     broken = [t for t, b in zip(looked.indices, bad.tolist(), strict=True) if b]
-    confidence = min(1.0, coverage / FULL_COVERAGE)
+    confidence = max(min(1.0, coverage / FULL_COVERAGE), 1e-9)
+    # What the rest contributes to the mean over all observations; the remainder is of what moves by itself or flows.
+    at_rest = residual * float(rest.sum() / visible.sum())
+    per_px = 1 / HALF_PARALLAX + 1 / max(parallax, 1e-9)
     measured |= {
-        "error": (left_over * (1 / HALF_PARALLAX + 1 / max(parallax, 1e-9)) + gone + WORST * replaced) / max(confidence, 1e-9),
-        "residual": float(found.shared[rest].mean()) if bool(rest.any()) else WORST,
+        "error": (residual * per_px + MOVING_WEIGHT * max(left_over - at_rest, 0.0) + gone + WORST * replaced) / confidence,
+        "rest_error": residual * per_px / confidence,
+        "residual": residual,
         "worst_residual": worst_region(seen, found.shared, visible.double()),
         "smooth_residual": smooth.mean,
         "between_residual": float(frames_between[judged].mean()) if bool(judged.any()) else math.nan,
