@@ -59,7 +59,7 @@ class GeometryTracks(io.ComfyNode):
                 io.Image.Output(
                     display_name="heat_map",
                     tooltip=(
-                        "Errors as colours over the dimmed frames, one image per input frame; the shorter side is at most 360 "
+                        "Errors as colours over the dimmed frames, one image per input frame; the shorter side is at most 240 "
                         "pixels."
                     ),
                 ),

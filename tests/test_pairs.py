@@ -127,6 +127,7 @@ class TestFilters:
             (record(0.1, motion=0.0), record(0.2, motion=0.0), None),
             (record(0.1, parallax=3.5), record(0.2), None),
             (record(0.1, parallax=3.4), record(0.2), "parallax"),
+            (record(0.1, parallax=3.4), record(0.2, moving=0.6), None),
             (record(0.08), record(0.1), None),
             (record(0.0801), record(0.1), "relative gap"),
             (record(0.3), record(0.1), "relative gap"),

@@ -31,6 +31,11 @@ SCORERS = {"ours": "ours, no weights", "epipolar_dpo": "Epipolar-DPO as publishe
 # Kinds for which the depth and poses of the rigid clip, or of the rendered scene, are what a perfect geometry model would
 # find.
 NO_GEOMETRY = ("dissolve", "cut", "still", "cards", "garbage")
+# Of a row, what audit.json keeps.
+KEPT = (
+    "seed", "kind", "verdict", "ours", "raw_error", "epipolar_dpo", "3dcs", "torch_verdict", "residual", "noise", "moving",
+    "parallax", "unexplained", "layers", "replaced", "exchanged", "sudden", "coverage", "lost",
+)  # fmt: skip
 AUDITED = (
     "static", "slow", "still slides 20", "still slides and zooms", "still tilts", "cards", "turn 2.7", "garbage between keys",
     "melt 20", "boil 20", "swap", "box jumps 0.5",
@@ -84,6 +89,11 @@ def make_rows(args: argparse.Namespace) -> None:
                 bar.update(1)
 
 
+def rounded(value):
+    """A figure with four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def error(row: dict, scorer: str) -> float:
     return math.inf if row[scorer] is None else row[scorer]
 
@@ -112,6 +122,9 @@ def rigid_wins(scenes: dict, kind: str, scorer: str) -> list[bool]:
     """Whether a scene's rigid clip has a smaller error than its clip of this kind; a tie of two undetermined ones is no
     win."""
     pairs = [(s["rigid"], s[kind]) for s in scenes.values() if kind in s and "rigid" in s]
+    if scorer == "3dcs":
+        # There is no true geometry of this kind.
+        pairs = [(a, b) for a, b in pairs if b[scorer] is not None]
     known = [(a, b) for a, b in pairs if scorer == "ours" or a[scorer] is not None or b[scorer] is not None]
     return [error(a, scorer) < error(b, scorer) for a, b in known]
 
@@ -146,7 +159,7 @@ def nuisance(scenes: dict, kind: str) -> dict:
 def compose(scenes: dict, title: str) -> str:
     """The report as markdown."""
     rows = [row for s in scenes.values() for row in s.values()]
-    lines = ["# Audit of the geometry scorers\n", __doc__.partition("\n\n")[2].split("`rows`")[0].strip() + "\n", title + "\n"]
+    lines = ["# Audit of the geometry scorers\n", "`rows` " + __doc__.partition("`rows`")[2].strip() + "\n", title + "\n"]
     undecided = sum(s["rigid"]["verdict"] == UNDETERMINED for s in scenes.values() if "rigid" in s)
     lines.append(
         f"{len(rows)} clips of {len(scenes)} scenes. Rigid clips: {verdicts([s['rigid'] for s in scenes.values()])} "
@@ -222,15 +235,17 @@ def make_tables(args: argparse.Namespace) -> None:
     for path in args.rows:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            scenes[row["seed"]][row["kind"]] = row
+            scenes[row["seed"]].setdefault(row["kind"], {}).update(row)
     scenes = {seed: found for seed, found in sorted(scenes.items()) if "rigid" in found}
     title = (
-        f"Seeds {min(scenes)} to {max(scenes)} of cheats.py, 832x480, 49 frames; thresholds were fixed on seeds 600 to 609 "
-        "before these were rendered. Commands: `python -m benchmarks.geometry.audit rows`, then `tables`."
+        f"Seeds {min(scenes)} to {max(scenes)} of cheats.py, 832x480, 49 frames; thresholds were fixed on seeds 600 to 613, "
+        "1000 to 1004 and 1050 to 1056 before these were rendered. Commands: `python -m benchmarks.geometry.audit rows`, "
+        "then `tables`."
     )
     text = compose(scenes, title)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    plain = json.dumps([row for s in scenes.values() for row in s.values()]) + "\n"
+    rows = [{k: rounded(row[k]) for k in KEPT if k in row} for s in scenes.values() for row in s.values()]
+    plain = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     for name, content in (("audit.md", text), ("audit.json", plain)):
         write_atomic(args.output_dir / name, lambda partial, c=content: Path(partial).write_text(c, encoding="utf-8"))
     print(text)

@@ -12,7 +12,7 @@ from .record import DENSE, TRACKS
 # Brightness of the grey frames.
 DIM = 0.5
 # Pixels of a heat map along the shorter side, at most.
-MOST_LINES = 360
+MOST_LINES = 240
 # The error at full colour is the 99.5th percentile of all errors, but at least this, in the unit of a record's
 # frame_errors, so that the small errors of a consistent clip stay dark.
 LEAST = {TRACKS: 3.0, DENSE: 0.3}
@@ -57,7 +57,7 @@ def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: 
         glow = heat_map_colour(share).permute(2, 0, 1) * opacity
         # The colours of a coarse map are enlarged, not its errors: a colour for every pixel of every frame takes seconds.
         planes = resized(torch.cat([glow, opacity[None]]).to(out), size)
-        grey = resized((frame[..., :3].float() @ third)[None].nan_to_num_(), size)
+        grey = _grey(frame, size, third)
         torch.addcmul(planes[:3].permute(1, 2, 0), grey[0, ..., None], (1 - planes[3])[..., None], out=out[t])
     return out
 
@@ -66,6 +66,15 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) with at most MOST_LINES along the shorter side; reduced sides are even, as video encoders want them."""
     scale = MOST_LINES / min(size)
     return tuple(size) if scale >= 1 else tuple(2 * round(side * scale / 2) for side in size)
+
+
+def _grey(frame: Tensor, size: tuple[int, int], weights: Tensor) -> Tensor:
+    """Weighted sum of the channels of a frame [H, W, C], resized to (h, w): [1, h, w], 0 where a channel is not finite."""
+    if [2 * side for side in size] == list(frame.shape[:2]):
+        # Every pixel of a long clip is read once, and only a quarter of them is written.
+        frame = frame[::2, ::2] + frame[1::2, ::2] + frame[::2, 1::2] + frame[1::2, 1::2]
+        weights = weights / 4
+    return resized((frame[..., :3].float() @ weights)[None].nan_to_num_(), size)
 
 
 def resized(planes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,9 +18,9 @@ CONSISTENT, INCONSISTENT, UNDETERMINED = "consistent", "inconsistent", "undeterm
 
 # All possible measurements of a record with their units. Pixels refer to an image scaled to 480 lines.
 UNITS = {
-    "error": "value by which clips are compared, lower is better. tracks: what a rigid scene leaves over, normalised by "
-    "parallax, plus lost, missing and replaced points; dense: photometric error normalised by camera translation, infinite if "
-    "the verdict is undetermined",
+    "error": "value by which clips are compared, lower is better. tracks: residual normalised by parallax, plus what "
+    "moves by itself and lost, missing and replaced points; dense: photometric error normalised by camera translation, "
+    "infinite if the verdict is undetermined",
     "rest_error": "the part of the error that is the residual's: without lost points and what moves by itself",
     "residual": "px at 480 lines: mean distance from the best-fitting rigid scene that neighbouring tracks share, without "
     "tracks that move by themselves",

@@ -48,10 +48,10 @@ def judge(
         return UNDETERMINED, f"{m['plain']:.0%} of the frames between key frames are plain (flashes, fades or smears)"
     if m["noise"] > MOST_NOISE:
         return UNDETERMINED, f"the tracks are too noisy to judge ({m['noise']:.2f} px, maximum {MOST_NOISE})"
-    if m["replaced"] > MOST_REPLACED:
-        return INCONSISTENT, f"{m['replaced']:.0%} of the picture is replaced at once before frame {when}"
     if m["exchanged"] > MOST_EXCHANGED or m["sudden"] > MOST_SUDDEN:
         return UNDETERMINED, "most of the points are exchanged within a third of the clip: a cut, a dissolve, or much blur"
+    if m["replaced"] > MOST_REPLACED:
+        return INCONSISTENT, f"{m['replaced']:.0%} of the picture is replaced at once before frame {when}"
     unexplained, layers = m["unexplained"], m["layers"]
     least = LEAST_PARALLAX[0] + LEAST_PARALLAX[1] * m["noise"]
     # Windows that straddle two layers move in between; they are larger in a small picture.

@@ -8,12 +8,14 @@
    (residuals.py). Tracks that follow a motion of their own are told apart from the rest.
 5. The frames between the key frames are searched for the scene's points (between_frames.py).
 
-The error is the mean residual, lost and missing points included, divided by the parallax: the fitted motion that no homography
-explains (homography.py), both in pixels at 480 lines. A camera that turns or zooms, a sliding still and a flat scene show no
+The error is the residual of what does not move by itself, normalised by the parallax: the fitted motion that no homography
+explains (homography.py), both in pixels at 480 lines. The residuals of what moves by itself or flows are added, and so are the
+shares of lost, missing and replaced points. A camera that turns or zooms, a sliding still and a flat scene show no
 parallax, and two flat layers show none that two homographies do not explain: the verdict is then "undetermined".
 
 Limitations: the focal length is assumed constant, so a zoom during camera motion counts as an error; a region without any
-structure is not seen (see the measurement "coverage"); whether a part that moves by itself should move is not judged.
+structure is not seen (see the measurement "coverage"); whether a part that moves by itself should move is not judged; a
+subject with more tracks than the largest plane of the scene may be taken for the scene.
 """
 
 import math
@@ -286,4 +288,6 @@ def _tracker(backend: str, frames: Tensor):
 def _small(frame: Tensor, size: tuple[int, int]) -> Tensor:
     """A frame [H, W, 3] as float in [0, 1], resized to `size`, on the CPU."""
     unit = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
+    if tuple(frame.shape[:2]) == tuple(size):
+        return unit.cpu()
     return resized(unit.permute(2, 0, 1), size).permute(1, 2, 0).clamp(0, 1).cpu()

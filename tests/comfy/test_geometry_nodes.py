@@ -342,7 +342,7 @@ def test_the_most_consistent_clip_wins(comfy):
 
 
 def test_clips_may_come_as_a_list_of_any_lengths(comfy):
-    pictures = [images(clip("static"))[:4], images(clip())[:, :128]]
+    pictures = [images(clip("static"))[:4], images(clip())[:, :, :160]]
     latents = [{"samples": torch.full((1, 16, 2, 4, 4), float(n))} for n in (1, 2)]
     frames, picked, index, *_ = best_of(comfy, pictures, 1, latents)
     assert index == 1

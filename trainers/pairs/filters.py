@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from ..kernels.geometry.record import INCONSISTENT, UNDETERMINED, GeometryRecord
 
+# Share of the tracks that move by themselves above which a clip has no scene to measure parallax on.
+MOSTLY = 0.5
+
 
 class Rejection(NamedTuple):
     """filter: its name, for counting; reason: one sentence with the figures."""
@@ -85,7 +88,12 @@ def matched_motion(winner: GeometryRecord, loser: GeometryRecord, low: float, hi
 
 
 def enough_parallax(winner: GeometryRecord, loser: GeometryRecord, least: float) -> Rejection | None:
-    """A winner with less parallax than its loser may only have been less testable."""
+    """A winner with less parallax than its loser may only have been less testable.
+
+    A loser of which more than MOSTLY moves by itself, as in a strong warp, has no scene whose parallax could be compared.
+    """
+    if loser.measurements.get("moving", 0.0) > MOSTLY:
+        return None
     ratio = _ratio(*(r.measurements.get("parallax", math.nan) for r in (winner, loser)))
     if math.isnan(ratio) or ratio >= least:
         return None
