@@ -334,6 +334,9 @@ def test_cuts_are_found_and_flashes_and_pans_are_not(rigid):
     cut = torch.cat([rigid.frames[:9], other.frames[9:]])
     assert find_cuts(cut) == find_cuts(cut.float() / 255) == [9]
     assert find_cuts(rigid.frames) == []
+    flicker = 1 + 0.3 * (2 * torch.rand(len(rigid.frames), generator=torch.Generator().manual_seed(0)) - 1)
+    assert find_cuts((rigid.frames * flicker[:, None, None, None]).clamp(0, 255).to(torch.uint8)) == []
+    assert find_cuts((cut * flicker[:, None, None, None]).clamp(0, 255).to(torch.uint8)) == [9]
     flash = rigid.frames.clone()
     flash[8] = 250
     assert find_cuts(flash) == []
