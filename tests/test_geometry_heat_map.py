@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainers.kernels.colours import HEAT_MAP, heat_map_colour
-from trainers.kernels.geometry.heat_map import DIM, LEAST, full_error, heat_map
+from trainers.kernels.geometry.heat_map import DIM, LEAST, MOST_LINES, full_error, heat_map
 from trainers.kernels.geometry.record import DENSE, TRACKS
 
 
@@ -59,3 +59,12 @@ def test_the_scale_is_the_worst_of_all_clips_but_never_less_than_it_takes():
     loud[0, :30] = 7.0
     assert full_error([quiet, loud], DENSE) == 7.0
     assert full_error([torch.full((1, 2, 2), torch.nan)], DENSE) == LEAST[DENSE]
+
+
+@pytest.mark.parametrize(("size", "expected"), [((480, 832), (240, 416)), ((720, 1280), (240, 426)), ((832, 480), (416, 240))])
+def test_large_clips_are_drawn_smaller_with_even_sides(size, expected):
+    frames = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(1))
+    found = heat_map(frames, torch.zeros(1, 12, 20), [0], 1.0)
+    assert found.shape == (1, *expected, 3)
+    assert min(expected) == MOST_LINES
+    assert float(found.mean()) == pytest.approx(DIM * float(frames.mean()), rel=0.02)

@@ -21,12 +21,10 @@ MEDIAN_SQUARE = 1.3863
 @dataclass(frozen=True)
 class Residuals:
     """shared: [K, N], length of the part of each residual that the neighbourhood shares, noise deducted, 0 where not visible;
-    noise: root mean square length of the part that it does not share, robust; both in the unit of the vectors. weight: [K, N],
-    effective number of neighbours."""
+    noise: root mean square length of the part that it does not share, robust; both in the unit of the vectors."""
 
     shared: Tensor
     noise: float
-    weight: Tensor
 
 
 def take_apart(vectors: Tensor, at: Tensor, visible: Tensor, size: tuple[int, int], worst: float) -> Residuals:
@@ -49,7 +47,7 @@ def take_apart(vectors: Tensor, at: Tensor, visible: Tensor, size: tuple[int, in
     variance = float(spread[enough].median()) / MEDIAN_SQUARE if bool(enough.any()) else 0.0
     bias = 2 * variance * own / weight.clamp(min=own)
     shared = (mean.square().sum(-1) - bias).clamp(min=0).sqrt()
-    return Residuals(torch.where(visible, shared, 0.0), (2 * variance) ** 0.5, torch.where(visible, weight / own, 0.0))
+    return Residuals(torch.where(visible, shared, 0.0), (2 * variance) ** 0.5)
 
 
 def neighbourhood(values: Tensor, at: Tensor, counted: Tensor, size: tuple[int, int]) -> Tensor:
