@@ -17,9 +17,9 @@ from .light import even_light
 from .point_tracks import most_difference
 
 # Number of points looked for in a frame, and the resolution, as a share of the key frames'.
-POINTS, SCALE = 250, 0.5
+POINTS, SCALE = 200, 0.5
 # Pyramid levels of the tracker and iterations of the camera's fit.
-LEVELS, ROUNDS = 2, 6
+LEVELS, ROUNDS = 2, 4
 # A frame whose mean steepness is below this share of its neighbours' is plain (a flash, a fade to black, a smear): nothing can
 # be looked for in it.
 PLAIN = 0.4
@@ -57,7 +57,7 @@ def look_at(
     called with the share done.
     """
     height, width = left_out.shape
-    small_out = None
+    small_out = before = None
     order = torch.rand(visible.shape[1], generator=torch.Generator().manual_seed(1))
     parts, indices = [], []
     for k in range(len(keys) - 1):
@@ -65,13 +65,18 @@ def look_at(
         if frames:
             both = (visible[k] & visible[k + 1]).nonzero()[:, 0]
             chosen = both[order[both].argsort()[:POINTS]]
-            pictures = torch.stack([grey_of(t) for t in (keys[k], *frames, keys[k + 1])])
+            new = torch.stack([grey_of(t) for t in (*([] if before else [keys[k]]), *frames, keys[k + 1])])
             if small_out is None:
-                small_out = F.interpolate(left_out[None, None].float(), pictures.shape[1:], mode="area")[0, 0] > 0
+                small_out = F.interpolate(left_out[None, None].float(), new.shape[1:], mode="area")[0, 0] > 0
+            steep, even = _steepness(new), even_light(new, small_out)
+            if before:
+                # A key frame ends one gap and begins the next one.
+                steep, even = torch.cat([before[0], steep]), torch.cat([before[1], even])
+            before = steep[-1:], even[-1:]
             ends = positions[k : k + 2, chosen]
-            parts.append(
-                _look(pictures, ends, _cameras(scene, k, len(frames), chosen), tracker_type, small_out, (width, height))
-            )
+            cameras = _cameras(scene, k, len(frames), chosen)
+            plain = steep[1:-1] < PLAIN * torch.minimum(steep[0], steep[-1])
+            parts.append((*_look(even, ends, cameras, tracker_type, (width, height)), plain))
             indices += frames
         if progress is not None:
             progress((k + 1) / (len(keys) - 1))
@@ -81,12 +86,18 @@ def look_at(
     return BetweenFrames(indices, *(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _look(pictures: Tensor, ends: Tensor, cameras: bundle.Scene, tracker_type, left_out: Tensor, size: tuple[int, int]):
-    """One gap between key frames. pictures: [f + 2, h, w], key frames first and last, at SCALE; ends: [2, n, 2], positions in
-    the key frames before and behind; size: (width, height) of a key frame. Returns the fields of BetweenFrames, from vectors
-    on."""
-    steep = (pictures[:, 1:, 1:] - pictures[:, :-1, :-1]).abs().mean(dim=(1, 2)).cpu()
-    tracker = tracker_type(even_light(pictures, left_out))
+def _steepness(pictures: Tensor) -> Tensor:
+    """Mean absolute difference of diagonal neighbours, [K], on the CPU. pictures: [K, h, w]."""
+    return (pictures[:, 1:, 1:] - pictures[:, :-1, :-1]).abs().mean(dim=(1, 2)).cpu()
+
+
+def _look(pictures: Tensor, ends: Tensor, cameras: bundle.Scene, tracker_type, size: tuple[int, int]) -> list[Tensor]:
+    """One gap between key frames: vectors, at, found and missing of BetweenFrames.
+
+    pictures: [f + 2, h, w], key frames first and last, at SCALE, with even light; ends: [2, n, 2], positions in the key frames
+    before and behind; size: (width, height) of a key frame.
+    """
+    tracker = tracker_type(pictures)
     # Centres of pixels, not their corners, are at integers.
     full = ends.new_tensor(size)
     ratio = ends.new_tensor([pictures.shape[2], pictures.shape[1]]) / full
@@ -105,8 +116,7 @@ def _look(pictures: Tensor, ends: Tensor, cameras: bundle.Scene, tracker_type, l
     cameras = bundle.resect(cameras, seen, found, 1.0 / SCALE, ROUNDS)
     vectors = torch.where(found[..., None], bundle.project(cameras) - seen, 0.0)
     spare = (0, 0, 0, POINTS - n)
-    padded = [F.pad(v, spare) for v in (vectors, at)] + [F.pad(v, spare[2:]) for v in (found, ~found)]
-    return *padded, steep[1:-1] < PLAIN * torch.minimum(steep[0], steep[-1])
+    return [F.pad(v, spare) for v in (vectors, at)] + [F.pad(v, spare[2:]) for v in (found, ~found)]
 
 
 def _cameras(scene: bundle.Scene, k: int, count: int, chosen: Tensor) -> bundle.Scene:

@@ -8,6 +8,8 @@ SCHARR = (3.0 / 32, 10.0 / 32, 3.0 / 32)
 # Minimum eigenvalue of the window-averaged structure tensor, squared grey levels per pixel; below it, noise of one grey
 # level looks like corners.
 MIN_EIGENVALUE = 2.0
+# Lines that are computed at once on a CPU, so that intermediate planes stay in its cache; and lines beside them that matter.
+STRIP, HALO = 64, 4
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,6 +29,19 @@ def corner_strength(image: Tensor) -> Tensor:
 
     image: [B, 1, H, W] grey levels. Returns [B, 1, H, W], squared grey levels per pixel.
     """
+    lines = image.shape[2]
+    if image.device.type != "cpu" or lines <= STRIP:
+        return _strength(image)
+    strips = []
+    for first in range(0, lines, STRIP):
+        above = min(first, HALO)
+        strip = _strength(image[:, :, first - above : first + STRIP + HALO])
+        strips.append(strip[:, :, above : above + STRIP])
+    return torch.cat(strips, dim=2)
+
+
+def _strength(image: Tensor) -> Tensor:
+    """`corner_strength` in one piece."""
     x, y = gradients(image)
     products = F.pad(torch.cat([x * x, y * y, x * y], dim=1), (3, 3, 3, 3))
     a, c, b = (_sum_of_7(_sum_of_7(products, -2), -1) / 49).unbind(1)

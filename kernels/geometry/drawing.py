@@ -1,6 +1,7 @@
 """Visualisation of point tracks: Gaussian-smoothed error maps, and dots with lines to the expected positions."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,14 +39,18 @@ def error_maps(at: Tensor, error: Tensor, weight: Tensor, size: tuple[int, int])
     return torch.where(totals[1] > LEAST_WEIGHT * totals[1].amax().clamp(min=1e-6), totals[0] / totals[1], math.nan)
 
 
-def draw_tracks(frames: Tensor, at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float) -> Tensor:
+def draw_tracks(
+    frames: Sequence[Tensor], at: Tensor, expected: Tensor, visible: Tensor, error: Tensor, worst: float
+) -> Tensor:
     """Draw each track as a dot, green to red by its error, with a yellow line to its expected position.
 
-    frames: [K, H, W, 3] in [0, 1], dimmed to 70%; at, expected: [K, N, 2] pixels (x, y); visible: bool [K, N]; error:
+    frames: K pictures [H, W, 3] in [0, 1], dimmed to 70%; at, expected: [K, N, 2] pixels (x, y); visible: bool [K, N]; error:
     [K, N]; worst: the error from which dots are fully red. Returns [K, H, W, 3] on the CPU.
     """
-    out = 0.7 * frames.cpu()
-    keys, height, width, _ = out.shape
+    height, width = frames[0].shape[:2]
+    out = torch.empty(len(frames), height, width, 3)
+    for picture, frame in zip(out, frames, strict=True):
+        torch.mul(frame.cpu(), 0.7, out=picture)
     big = max(1, round(min(height, width) / 240))
     k, n = visible.nonzero().unbind(1)
     a, b = at[k, n], expected[k, n]

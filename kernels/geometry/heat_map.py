@@ -1,12 +1,14 @@
 """Error heat map over dimmed frames."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..colours import heat_map_colour
+from .grey import halved
 from .record import DENSE, TRACKS
 
 # Brightness of the grey frames.
@@ -45,7 +47,6 @@ def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: 
     """
     size = shown_size(frames.shape[1:3])
     out = torch.empty(len(frames), *size, 3, device=frames.device)
-    third = torch.full((3,), DIM / 3, device=frames.device)
     at = frame_indices
     for t, frame in enumerate(frames):
         left, right = max(bisect_right(at, t) - 1, 0), min(bisect_left(at, t), len(at) - 1)
@@ -57,8 +58,10 @@ def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: 
         glow = heat_map_colour(share).permute(2, 0, 1) * opacity
         # The colours of a coarse map are enlarged, not its errors: a colour for every pixel of every frame takes seconds.
         planes = resized(torch.cat([glow, opacity[None]]).to(out), size)
-        grey = _grey(frame, size, third)
-        torch.addcmul(planes[:3].permute(1, 2, 0), grey[0, ..., None], (1 - planes[3])[..., None], out=out[t])
+        grey = _grey(frame, size, [DIM / 3] * 3)
+        through = 1 - planes[3]
+        for channel in range(3):
+            torch.addcmul(planes[channel], grey[0], through, out=out[t, ..., channel])
     return out
 
 
@@ -68,13 +71,12 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(size) if scale >= 1 else tuple(2 * round(side * scale / 2) for side in size)
 
 
-def _grey(frame: Tensor, size: tuple[int, int], weights: Tensor) -> Tensor:
+def _grey(frame: Tensor, size: tuple[int, int], weights: Sequence[float]) -> Tensor:
     """Weighted sum of the channels of a frame [H, W, C], resized to (h, w): [1, h, w], 0 where a channel is not finite."""
-    if [2 * side for side in size] == list(frame.shape[:2]):
-        # Every pixel of a long clip is read once, and only a quarter of them is written.
-        frame = frame[::2, ::2] + frame[1::2, ::2] + frame[::2, 1::2] + frame[1::2, 1::2]
-        weights = weights / 4
-    return resized((frame[..., :3].float() @ weights)[None].nan_to_num_(), size)
+    if [2 * side for side in size] == list(frame.shape[:2]) and frame.shape[2] == 3:
+        return halved(frame, weights)[None].nan_to_num_()
+    grey = frame[..., :3].float() @ torch.tensor(weights, device=frame.device)
+    return resized(grey[None].nan_to_num_(), size)
 
 
 def resized(planes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,8 @@ WIDTHS = (16.0, 8.0, 4.0, 2.0, 1.0, 1.0)
 # Local samples: how many, of how many points, within how many times the spread of all points; and the distance, pixels, up to
 # which a point follows a homography.
 TRIES, SAMPLE, NEAR, LIMIT = 24, 8, 0.3, 2.0
+# Indices of the products of (x, y, 1) with themselves among the monomials x^2, xy, y^2, x, y, 1.
+_OUTER = [[0, 1, 3], [1, 2, 4], [3, 4, 5]]
 
 
 def fit(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
@@ -24,17 +26,20 @@ def fit(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     scale = _spread(a, weights)
     x, y = (a / scale).unbind(-1)
     u, v = (b / scale).unbind(-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    rows = torch.stack(
-        [
-            torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1),
-            torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1),
-        ],
-        dim=-2,
-    )
-    weighted = rows * weights[..., None, None]
-    A = torch.einsum("pnik,pnil->pkl", weighted, rows)
-    right = torch.einsum("pnik,pni->pk", weighted, torch.stack([u, v], dim=-1))
+    # The rows (x, y, 1, 0, 0, 0, -u x, -u y) and (0, 0, 0, x, y, 1, -v x, -v y) of a point repeat few products: their normal
+    # equations are sums of the monomials of (x, y) times 1, u, v and u^2 + v^2.
+    one = torch.ones_like(x)
+    monomials = torch.stack([x * x, x * y, y * y, x, y, one], dim=1)
+    factors = torch.stack([one, u, v, u * u + v * v], dim=-1) * weights[..., None]
+    sums = monomials @ factors
+    outer = sums[:, _OUTER]
+    A = a.new_zeros(len(a), 8, 8)
+    A[:, :3, :3] = A[:, 3:6, 3:6] = outer[..., 0]
+    A[:, :3, 6:] = -outer[..., :2, 1]
+    A[:, 3:6, 6:] = -outer[..., :2, 2]
+    A[:, 6:, :6] = A[:, :6, 6:].transpose(1, 2)
+    A[:, 6:, 6:] = outer[:, :2, :2, 3]
+    right = torch.cat([sums[:, 3:, 1], sums[:, 3:, 2], -sums[:, 3:5, 3]], dim=1)
     A = A + 1e-9 * (1 + A.diagonal(dim1=1, dim2=2).sum(-1))[:, None, None] * torch.eye(8, dtype=a.dtype, device=a.device)
     h = torch.linalg.solve(A, right)
     H = torch.cat([h, torch.ones_like(h[:, :1])], dim=1).view(-1, 3, 3)

@@ -32,12 +32,17 @@ def even_light(grey: Tensor, left_out: Tensor | None = None, share: float = SHAR
     out = torch.empty_like(grey)
     for k, picture in enumerate(grey):
         # One by one: the planes in between take several times the memory of the picture.
-        used = picture * kept[0]
+        used = picture if left_out is None else picture * kept[0]
         mean, square = _pooled(torch.stack([used, used * picture]), small, reach) / weight
         deviation = (square - mean * mean).clamp_(min=0).sqrt_()
         gain = CONTRAST / (deviation + FLOOR * deviation.median()).clamp_(min=1e-3)
-        gain, mean = F.interpolate(torch.stack([gain, mean])[None], size, mode="bilinear", align_corners=False)[0]
-        out[k] = (picture - mean).mul_(gain).mul_(kept[0]).add_(MIDDLE).round_().clamp_(0, 255)
+        # Gain and bias are interpolated, so that one pass over the picture applies both.
+        lines = torch.stack([gain, -mean * gain])[None]
+        gain, bias = F.interpolate(lines, size, mode="bilinear", align_corners=False)[0]
+        torch.addcmul(bias, used, gain, out=out[k])
+        if left_out is not None:
+            out[k].mul_(kept[0])
+        out[k].add_(MIDDLE).round_().clamp_(0, 255)
     return out
 
 

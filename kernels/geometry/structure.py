@@ -14,7 +14,7 @@ WORST, MOST_PARALLAX = 3.0, 8.0
 # Least share of the motion that counts as parallax, however much the residuals deduct.
 LEAST_SHARE = 0.25
 # Number of tracks used for bundle adjustment; the points of the others are triangulated.
-REFINED = 300
+REFINED = 250
 # Initial focal lengths, as shares of the longer side. The others are tried if the fit from the first leaves more than SURE.
 FOCALS = (0.9, 0.6, 1.4, 2.2)
 # Loss scales of the refinement, px at 480 lines, with the maximum number of rounds at each. Wide first: with all points at
@@ -149,5 +149,5 @@ def sampson(seen: Tensor, visible: Tensor, px: float) -> float:
     gap = len(visible) // 2
     i = torch.arange(0, len(visible) - gap, 2)
     both = visible[i] & visible[i + gap]
-    _, cut = fundamental.ransac(seen[i], seen[i + gap], both, WORST / px, torch.Generator().manual_seed(0), 32, 2)
+    _, cut = fundamental.ransac(seen[i], seen[i + gap], both, WORST / px, torch.Generator().manual_seed(0), 16, 2)
     return float(cut.sum() / both.sum().clamp(min=1)) * px

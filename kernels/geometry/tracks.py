@@ -173,7 +173,7 @@ def score_clip(
     if not pictures:
         return _without_pictures(record, size, frames.device)
     maps = drawing.error_maps(at, error, weight, size)
-    shown = torch.stack([_small(frames[t], size) for t in keys])
+    shown = [_small(frames[t], size) for t in keys]
     preview = drawing.draw_tracks(shown, place, fit.at + centre, visible, found.shared, WORST)
     tell(1.0)
     return Scored(record, maps.to(frames.device), preview)
