@@ -32,6 +32,8 @@ DIFFERENCE, USUAL = (10.0, 25.0), 5.0
 BACK_LEVELS = 2
 # Share of the points lost in a step from which the lost ones are tracked through the frames between.
 LOST = 0.05
+# Number of neighbours whose steps tell where a lost point is looked for again.
+NEIGHBOURS = 7
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class PointTracks:
     """N tracks over K key frames.
 
     positions: [K, N, 2] pixels (x, y), 0 where not visible; visible: bool [K, N]; alive: [K - 1], number of tracks whose new
-    position in a step is inside the image, less BORDER; lost: [K - 1], number of those that were lost; ended: bool [K, N],
-    True at the last key frame before such a loss.
+    position in a step is inside the image, less BORDER; lost: [K - 1], number of those that were lost before they were looked
+    for by the steps of their neighbours; ended: bool [K, N], True at the last key frame before a final loss.
     """
 
     positions: Tensor
@@ -123,12 +125,19 @@ def follow(
             found, left = tracker(k, k + 1, at[again], near, BACK_LEVELS)
             there[again], good[again] = found, returns(tracker, k, k + 1, at[again], found, left)
             inside = _allowed(there, allowed)
+        lost.append(int((~good & inside).sum()))
+        alive.append(int(inside.sum()))
+        again = ~good & inside
+        if int(again.sum()) > LOST * len(again) and int(good.sum()) >= NEIGHBOURS:
+            # The neighbours that were found tell where to look for a point that a large step carried out of reach.
+            near = at[again] + _nearest_steps(at, there, good, at[again])
+            found, left = tracker(k, k + 1, at[again], near, BACK_LEVELS)
+            there[again], good[again] = found, returns(tracker, k, k + 1, at[again], found, left)
+            inside = _allowed(there, allowed)
         kept = here[good & inside]
         positions[k + 1, kept], visible[k + 1, kept] = there[good & inside], True
         velocity[here] = there - at
         ended[k, here[~good & inside]] = True
-        lost.append(int((~good & inside).sum()))
-        alive.append(int(inside.sum()))
         if progress is not None:
             progress((k + 1) / (count - 1))
     return PointTracks(positions, visible, torch.tensor(lost), torch.tensor(alive), ended)
@@ -154,6 +163,12 @@ def most_difference(left: Tensor) -> float:
     low, high = DIFFERENCE
     known = left[left.isfinite()]
     return min(max(low, USUAL * float(known.median())), high) if len(known) else high
+
+
+def _nearest_steps(at: Tensor, there: Tensor, good: Tensor, points: Tensor) -> Tensor:
+    """Median step of the NEIGHBOURS nearest points that were found, for each of `points` [M, 2]."""
+    nearest = torch.cdist(points, at[good]).topk(NEIGHBOURS, largest=False).indices
+    return (there - at)[good][nearest].median(dim=1).values
 
 
 def _through(tracker, count: int, at: Tensor) -> Tensor:
