@@ -36,6 +36,22 @@ def test_a_homography_is_found_and_moves_points_as_by_hand():
     assert left[weights > 0].max() < 1e-3
 
 
+def test_the_normal_equations_are_those_of_the_rows():
+    a, b = points(60)[None], points(60, 1)[None]
+    weights = torch.rand(1, 60, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x, y, u, v = *(a[0] / 200).T, *(b[0] / 200).T
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    first = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=1)
+    second = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=1)
+    rows = torch.cat([first, second]) * torch.cat([weights[0], weights[0]]).sqrt()[:, None]
+    right = torch.cat([u, v]) * torch.cat([weights[0], weights[0]]).sqrt()
+    h = torch.linalg.lstsq(rows, right[:, None]).solution[:, 0]
+    T = torch.diag(torch.tensor([1 / 200, 1 / 200, 1.0], dtype=torch.float64))
+    H = T.inverse() @ torch.cat([h, h.new_ones(1)]).view(3, 3) @ T
+    found = homography.fit(a, b, weights)[0]
+    assert torch.allclose(found / found[2, 2], H, rtol=1e-5, atol=1e-8)
+
+
 def test_outliers_do_not_pull_it():
     a = points(200)[None]
     b = homography.apply(matrix(4)[None], a)

@@ -62,6 +62,12 @@ def test_corner_strength_is_the_smaller_eigenvalue():
         assert math.isclose(float(found[row, column]), float(torch.linalg.eigvalsh(tensor)[0]), rel_tol=1e-3, abs_tol=1e-2)
 
 
+@pytest.mark.parametrize("lines", [corners.STRIP - 1, corners.STRIP, corners.STRIP + 1, 3 * corners.STRIP + 5])
+def test_strips_give_the_strength_of_the_whole_picture(lines):
+    image = texture(4 * -(-lines // 4), 96)[None, None, :lines]
+    assert torch.equal(corners.corner_strength(image), corners._strength(image))
+
+
 def test_gradients_of_a_slope_are_its_steepness():
     y, x = torch.meshgrid(torch.arange(9.0), torch.arange(11.0), indexing="ij")
     along_x, along_y = corners.gradients((3 * x - 2 * y)[None, None])
@@ -327,6 +333,24 @@ def test_points_that_a_jerk_loses_are_tracked_through_the_frames_between():
     kept = bridged.visible[0] & bridged.visible[1]
     moved = (bridged.positions[1] - bridged.positions[0])[kept]
     assert (moved - torch.tensor([-60.0, 0.0])).norm(dim=1).median() < 0.3
+
+
+def test_points_out_of_reach_are_looked_for_by_the_steps_of_their_neighbours():
+    class Short:
+        """Moves points by (30, 0) per key frame, but finds them only within 8 pixels of the guess, left of the middle anywhere."""
+
+        def __call__(self, i, j, points, guess, levels):
+            there = points + torch.tensor([30.0 * (j - i), 0.0])
+            found = ((guess - there).norm(dim=1) < 8) | (points[:, 0] < 64) | (j < i)
+            return torch.where(found[:, None], there, points), torch.where(found, 0.0, torch.inf)
+
+    found = follow(texture(96, 260)[None].expand(4, -1, -1), Short())
+    first = found.visible[0]
+    assert (first & (found.positions[0, :, 0] > 80)).sum() > 5
+    assert found.visible[1][first & (found.positions[0, :, 0] < 220)].all()
+    # The record's share of lost points is that of the first search.
+    assert int(found.lost[0]) > 5
+    assert not found.ended[0].any()
 
 
 def test_cuts_are_found_and_flashes_and_pans_are_not(rigid):
