@@ -337,7 +337,7 @@ def test_points_that_a_jerk_loses_are_tracked_through_the_frames_between():
 
 def test_points_out_of_reach_are_looked_for_by_the_steps_of_their_neighbours():
     class Short:
-        """Moves points by (30, 0) per key frame; finds them within 8 pixels of the guess only, but left of the middle always."""
+        """Moves points by (30, 0) per key frame; right of x = 64 it finds them within 8 pixels of the guess only."""
 
         def __call__(self, i, j, points, guess, levels):
             there = points + torch.tensor([30.0 * (j - i), 0.0])
