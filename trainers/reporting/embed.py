@@ -89,16 +89,15 @@ def _encode(frames: Tensor, fps: float, quality: int) -> Media:
 
     name, container, mime, options, levels = chosen
     stream = io.BytesIO()
-    moved = {"movflags": "faststart"} if container == "mp4" else {}
     height, width = frames.shape[1:3]
-    with av.open(stream, "w", format=container, options=moved) as output:
+    with av.open(stream, "w", format=container) as output:
         track = output.add_stream(name, rate=_rate(fps), options=options | {"crf": str(levels[quality])})
         track.width, track.height, track.pix_fmt = width, height, "yuv420p"
         context = track.codec_context
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = BT709, BT709, BT709, LIMITED
         for frame in frames:
-            picture_ = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
-            output.mux(track.encode(picture_.reformat(format="yuv420p", dst_colorspace="ITU709")))
+            rgb = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
+            output.mux(track.encode(rgb.reformat(format="yuv420p", dst_colorspace="ITU709")))
         output.mux(track.encode())
     return Media(stream.getvalue(), mime, width, height)
 
