@@ -174,7 +174,7 @@ def build(
         k: v if k in scales else v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()
     }
     for name, scale in scales.items():
-        scaled_fp8.replace_linear(model, name.removesuffix(".weight"))
+        scaled_fp8.replace_linear(model, name.removesuffix(".weight"), scale)
         state[f"{name}_scale"] = scale
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:

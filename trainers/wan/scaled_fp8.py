@@ -24,22 +24,27 @@ def read(file, key: str, keys: Collection[str]) -> Tensor:
 
 
 def read_stored(file, key: str, keys: Collection[str]) -> tuple[Tensor, Tensor | None]:
-    """(tensor `key` as stored, its scale in fp32 or None) of an open safetensors file. keys: of the file."""
+    """(tensor `key` as stored, its scale in fp32 or None) of an open safetensors file. keys: of the file.
+
+    The scale is a scalar, or [out, 1] with one for each row. Raises ValueError for a scale of another shape.
+    """
     tensor = file.get_tensor(key)
     for suffix in SCALES:
         name = key.removesuffix(".weight") + suffix
         if key.endswith(".weight") and name in keys:
             scale = file.get_tensor(name).float()
-            # One scale for the whole weight, or one for each row.
-            return tensor, scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
+            if scale.numel() not in (1, tensor.shape[0]):
+                raise ValueError(f"{name}: is {list(scale.shape)}, expected one scale, or one for each of {tensor.shape[0]} rows")
+            return tensor, scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
     return tensor, None
 
 
-def replace_linear(model: torch.nn.Module, name: str) -> None:
-    """Puts a ScaledLinear in the place of the linear layer `name` of `model`, its tensors on the meta device."""
+def replace_linear(model: torch.nn.Module, name: str, scale: Tensor) -> None:
+    """Puts a ScaledLinear for a scale of this shape in the place of the linear layer `name`, on the meta device."""
     parent, _, child = name.rpartition(".")
     old = model.get_submodule(name)
     new = ScaledLinear(old.in_features, old.out_features, old.bias is not None, device="meta")
+    new.weight_scale = torch.empty_like(scale, device="meta")
     setattr(model.get_submodule(parent), child, new)
 
 
