@@ -18,6 +18,7 @@ from trainers.latents.read import read_clip
 from trainers.running.identity import digest_of
 from trainers.scorers.geometry import usable_records, value_of
 from trainers.scorers.geometry_files import GeometrySettings
+from trainers.scorers.scores import Scores
 
 pytest.importorskip("av")
 pytest.importorskip("diffusers")
@@ -44,7 +45,6 @@ from trainers.pairs import filters, ranking
 from trainers.pairs.choose import choose
 from trainers.pairs.filters import Limits
 from trainers.pairs.ranking import Ranked
-from trainers.pairs.scores import Scores
 from trainers.preferences import clips, groups, manifest, tables
 from trainers.preferences import records as preference_records
 from trainers.preferences.groups import Candidate, Group, GroupError

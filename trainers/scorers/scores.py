@@ -1,6 +1,6 @@
 """Scores of all candidates by the scorers that a command names, and the checks before any of them runs.
 
-Values are higher is better and are kept in OUTPUT/candidates.jsonl (trainers.scorers.cache):
+Values are higher is better and are kept in a file (trainers.scorers.cache):
 
   geometry      minus the logarithm of the record's error; none for an undetermined clip that has no error
   flow_residual minus the mean squared error of the model's own velocity for the clip with noise added
@@ -19,18 +19,20 @@ from ..kernels.geometry.record import GeometryRecord
 from ..preferences.clips import ClipReader
 from ..preferences.groups import Group
 from ..running import results_log
-from ..scorers import geometry, model_reward, prism, shell_lcc
-from ..scorers.cache import ScoreCache, read_known
-from ..scorers.geometry import GEOMETRY, GeometryOptions, usable_records
-from ..scorers.model_reward import MODEL_REWARDS, ModelRewardOptions
-from ..scorers.prism import PRISM, PrismOptions
-from ..scorers.shell_lcc import SHELL_LCC
+from . import geometry, model_reward, prism, shell_lcc
+from .cache import ScoreCache, read_known
+from .geometry import GEOMETRY, GeometryOptions, usable_records
+from .model_reward import MODEL_REWARDS, ModelRewardOptions
+from .prism import PRISM, PrismOptions
+from .shell_lcc import SHELL_LCC
 
 STORED = "stored:"
-CANDIDATES = "candidates.jsonl"
+# Every scorer that needs no score which came with the candidates.
+SCORERS = (GEOMETRY, *MODEL_REWARDS, PRISM, SHELL_LCC)
+OF_PROMPTS = (*MODEL_REWARDS, PRISM)
 
 
-class PairScoringError(ValueError):
+class CandidateScoringError(ValueError):
     """Candidates cannot be scored as asked; the message states what is missing."""
 
 
@@ -55,14 +57,13 @@ class Scores:
 
 
 def score(
-    groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, output: Path
+    groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, path: Path
 ) -> Scores:
-    """Scores every candidate by these scorers; current scores in `output` are taken from there.
+    """Scores every candidate by these scorers; current scores in the file `path` are taken from there.
 
-    Raises PairScoringError, and what loading a model raises; a clip that cannot be read is skipped.
+    Raises CandidateScoringError, and what loading a model raises; a clip that cannot be read is skipped.
     """
     found = Scores()
-    path = output / CANDIDATES
     known = read_known(path)
     with results_log.Log(path) as log:
         cache = ScoreCache(known, log)
@@ -84,38 +85,38 @@ def score(
 
 
 def require_possible(groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader) -> None:
-    """Raises PairScoringError, before any long work, where an argument is missing that some clip needs."""
-    scorers = set(scorers)
-    if PRISM in scorers:
-        made = options.prism
-        missing = [f"--{name}" for name in ("head", "backbone") if getattr(made, name) is None]
+    """Raises CandidateScoringError, before any long work, where an argument is missing that some clip needs."""
+    for scorer in sorted(set(scorers)):
+        if missing := lacking(groups, scorer, options, reader):
+            raise CandidateScoringError(missing)
+
+
+def lacking(groups: Sequence[Group], scorer: str, options: ScoringOptions, reader: ClipReader) -> str | None:
+    """The sentence that says which argument a scorer lacks for these groups, None where it can run."""
+    if scorer == PRISM:
+        missing = [f"--{name}" for name in ("head", "backbone") if getattr(options.prism, name) is None]
         if missing:
-            raise PairScoringError(f"--by {PRISM} needs {' and '.join(missing)}")
+            return f"--by {PRISM} needs {' and '.join(missing)}"
+    if scorer in MODEL_REWARDS and options.model.backbone is None:
+        return f"--by {scorer} needs --backbone, the whole model that the clips were made with"
+    if scorer in OF_PROMPTS:
+        made = options.prism if scorer == PRISM else options.model
         if made.texts is None and made.encoder is None:
-            raise PairScoringError("--by prism needs the prompts: --text_encoder, or --texts made by `trainers.prism embed`")
-    for scorer in sorted(scorers & {*MODEL_REWARDS}):
-        if options.model.backbone is None:
-            raise PairScoringError(f"--by {scorer} needs --backbone, the whole model that the clips were made with")
-        if options.model.texts is None and options.model.encoder is None:
-            raise PairScoringError(
-                f"--by {scorer} needs the prompts: --text_encoder, or --texts made by `trainers.prism embed`"
-            )
-    if SHELL_LCC in scorers and options.manifold is None:
-        raise PairScoringError(f"--by {SHELL_LCC} needs --manifold")
+            return f"--by {scorer} needs the prompts: --text_encoder, or --texts made by `trainers.prism embed`"
+    if scorer == SHELL_LCC and options.manifold is None:
+        return f"--by {SHELL_LCC} needs --manifold"
     if reader.options.vae is not None:
-        return
+        return None
     videos = [c for g in groups for c in g.candidates if c.latents is None]
-    of_latents = sorted(scorers & {PRISM, SHELL_LCC, *MODEL_REWARDS})
-    if videos and of_latents:
-        raise PairScoringError(
-            f"{videos[0].video}: a video; --by {' and '.join(of_latents)} reads latents, so give --vae to encode it"
-        )
+    if videos and scorer in (PRISM, SHELL_LCC, *MODEL_REWARDS):
+        return f"{videos[0].video}: a video; --by {scorer} reads latents, so give --vae to encode it"
     latents = [c for g in groups if not usable_records(g) for c in g.candidates if c.video is None]
-    if latents and GEOMETRY in scorers:
-        raise PairScoringError(
+    if latents and scorer == GEOMETRY:
+        return (
             f"{latents[0].latents}: latents without a geometry record that is comparable with its group's; give --vae to "
             "decode them, or add a video of the same name to the folder"
         )
+    return None
 
 
 def _rows(
@@ -146,7 +147,7 @@ def _require_some(scorer: str, found: Scores) -> None:
     # Geometry may be undetermined everywhere; a model that fails on every clip points at the arguments.
     if scorer != GEOMETRY and not found.values[scorer]:
         reasons = list(found.skipped[scorer].values())
-        raise PairScoringError(f"--by {scorer}: none of {len(reasons)} clips could be scored; the first: {reasons[0]}")
+        raise CandidateScoringError(f"--by {scorer}: none of {len(reasons)} clips could be scored; the first: {reasons[0]}")
 
 
 def _take_stored(scorer: str, groups: Sequence[Group], found: Scores) -> None:
@@ -156,4 +157,4 @@ def _take_stored(scorer: str, groups: Sequence[Group], found: Scores) -> None:
     found.skipped[scorer] = {c.name: f"no stored score '{key}'" for c in candidates if key not in c.stored}
     if not found.values[scorer]:
         held = ", ".join(sorted({k for c in candidates for k in c.stored})) or "none"
-        raise PairScoringError(f"--by {scorer}: no candidate has a stored score '{key}'; stored scores: {held}")
+        raise CandidateScoringError(f"--by {scorer}: no candidate has a stored score '{key}'; stored scores: {held}")
