@@ -58,7 +58,7 @@ def inputs():
 
 
 def relative(a, b):
-    return float((a - b).norm() / b.norm())
+    return float(((a - b).norm() / b.norm()).detach())
 
 
 class TestStorage:

@@ -44,7 +44,8 @@ class LoraOptions:
             raise TuningError(f"--lora_dropout must be 0 or more and below 1, got {self.dropout:g}")
         unknown = [t for t in self.targets if t not in TARGETS and t != "all"]
         if unknown or not self.targets:
-            raise TuningError(f"--targets {unknown[0] if unknown else ''}: is unknown; known are {', '.join(TARGETS)} and all")
+            problem = f"{unknown[0]}: is unknown" if unknown else ": names nothing"
+            raise TuningError(f"--targets {problem}; known are {', '.join(TARGETS)} and all")
 
     @property
     def scale(self) -> float:

@@ -37,6 +37,8 @@ MODELSPEC = ("title", "author", "license", "description", "resolution", "tags")
 KOHYA_NAMES = {"steps": "ss_steps", "epoch": "ss_epoch", "learning_rate": "ss_learning_rate", "seed": "ss_seed",
                "comment": "ss_training_comment"}  # fmt: skip
 KOHYA_MODULE = re.compile(r"_?blocks_(\d+)_(?:(self_attn|cross_attn)_([qkvo]|k_img|v_img)|ffn_([02]))")
+# Beginnings of the names of diffusers' modules that have weights to change.
+MODULES = ("blocks.", "condition_embedder.", "proj_out")
 SIDE = re.compile(r"(.+)\.(?:(lora_A|lora_down)|(lora_B|lora_up))(?:\.default)?\.weight")
 
 
@@ -193,7 +195,8 @@ def _part(key: str) -> tuple[str, str | None]:
     else:
         for prefix in (COMFY, PEFT, "base_model.model."):
             module = module.removeprefix(prefix)
-    return to_diffusers(f"{module}.").removesuffix("."), part
+    module = to_diffusers(f"{module}.").removesuffix(".")
+    return (module, part) if module.startswith(MODULES) else (key, None)
 
 
 def _alpha_of(header: dict[str, str], path: Path) -> float | None:

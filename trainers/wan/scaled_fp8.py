@@ -34,7 +34,7 @@ def read_stored(file, key: str, keys: Collection[str]) -> tuple[Tensor, Tensor |
         if key.endswith(".weight") and name in keys:
             scale = file.get_tensor(name).float()
             if scale.numel() not in (1, tensor.shape[0]):
-                raise ValueError(f"{name}: is {list(scale.shape)}, expected one scale, or one for each of {tensor.shape[0]} rows")
+                raise ValueError(f"{name}: is {list(scale.shape)}, expected one scale or one for each of {len(tensor)} rows")
             return tensor, scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
     return tensor, None
 
