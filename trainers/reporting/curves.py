@@ -124,11 +124,11 @@ def _frame(across: _Axis, up: _Axis, x_label: str, y_label: str) -> list[str]:
     for v in up.ticks():
         y = up.at(v)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4}">{number(v)}</text>')
+        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4}">{v:g}</text>')
     for v in across.ticks():
         x = across.at(v)
         parts.append(f'<path class="axis" d="M{x} {HEIGHT - BOTTOM}v4"/>')
-        parts.append(f'<text class="tick mid" x="{x}" y="{HEIGHT - BOTTOM + 17}">{number(v)}</text>')
+        parts.append(f'<text class="tick mid" x="{x}" y="{HEIGHT - BOTTOM + 17}">{v:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text class="label mid" x="{middle}" y="{HEIGHT - 6}">{escape(x_label)}</text>')

@@ -39,11 +39,12 @@ class Media:
         return "." + self.mime.partition("/")[2].replace("jpeg", "jpg")
 
 
-def video(frames: Tensor, fps: float, max_side: int = 480, max_bytes: int = 2 << 20) -> Media:
+def video(frames: Tensor, fps: float, max_side: int = 480, max_bytes: int | None = 2 << 20) -> Media:
     """Encodes frames, uint8 [T, H, W, 3] in RGB.
 
     They are scaled down until the longer side is at most max_side; quality, then size are lowered until the data is within
-    max_bytes or a side of 96 pixels is reached. Raises ValueError for other frames or a frame rate that is not above 0.
+    max_bytes (None: no limit) or a side of 96 pixels is reached. Raises ValueError for other frames, or a frame rate that is
+    not above 0.
     """
     if frames.dim() != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not frames.numel():
         raise ValueError(f"a clip to be embedded must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
@@ -54,7 +55,7 @@ def video(frames: Tensor, fps: float, max_side: int = 480, max_bytes: int = 2 <<
         scaled = _scaled(frames, side)
         for quality in range(3):
             found = _encode(scaled, fps, quality)
-            if len(found.data) <= max_bytes:
+            if max_bytes is None or len(found.data) <= max_bytes:
                 return found
         if side <= SMALLEST_SIDE:
             return found

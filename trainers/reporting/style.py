@@ -13,7 +13,7 @@ h1{font-size:1.6rem;line-height:1.2;margin:.4em 0}
 h2{font-size:1.25rem;margin:1.8em 0 .5em;border-bottom:1px solid var(--l)}
 h3{font-size:1rem;margin:1em 0 .4em}
 h4{font-size:.9rem;margin:0 0 .2em;font-weight:600}
-h1,h3,h4,p,td,figcaption{overflow-wrap:anywhere}
+h1,h3,h4,p,figcaption{overflow-wrap:anywhere}
 .summary{font-size:1.15rem;margin:.3em 0 1em}
 .note{background:var(--r);border-left:4px solid var(--c0);padding:.5em .8em;margin:.6em 0}
 .warning{background:var(--wb);border-color:var(--w)}.warning strong{color:var(--w)}
@@ -21,7 +21,7 @@ h1,h3,h4,p,td,figcaption{overflow-wrap:anywhere}
 table{border-collapse:collapse;font-size:.9rem;width:100%}
 caption{text-align:left;color:var(--m);padding:.3em 0}
 th,td{text-align:left;padding:.35em .7em;border-bottom:1px solid var(--l);vertical-align:top}
-td{min-width:4.5em}th{white-space:nowrap}td.number{white-space:nowrap;font-variant-numeric:tabular-nums}
+td{min-width:4.5em;overflow-wrap:break-word}td:not(.number){max-width:24em}th{white-space:nowrap}td.number{white-space:nowrap;font-variant-numeric:tabular-nums}
 small{color:var(--m)}
 figure{margin:0}figcaption,.empty{color:var(--m);font-size:.85rem}
 .plot{max-width:760px;margin:1em 0}svg{display:block;width:100%;height:auto}
