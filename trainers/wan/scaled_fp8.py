@@ -79,4 +79,5 @@ class _ScaledProduct(torch.autograd.Function):
 
 
 def _scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (weight.float() * scale).to(dtype)
+    # In place: of a large layer, one copy in fp32 is enough.
+    return weight.to(torch.float32, copy=True).mul_(scale).to(dtype)
