@@ -27,7 +27,9 @@ from .video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport
 from .video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
 from .wan import vae as wan_vae
 
-ERRORS = (InputError, shards.ShardError, shares.ShareError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError)
+ERRORS = (
+    InputError, shards.ShardError, shares.ShareError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError,
+)  # fmt: skip
 
 
 def parse(argv=None) -> argparse.Namespace:

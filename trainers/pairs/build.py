@@ -13,6 +13,9 @@ is tried, until one passes. OUTPUT gets
   contact_sheet.png   the pairs side by side
   candidates.jsonl    scores, each written as soon as it is known: a killed run continues from there, and other weights or
                       filters need no new scores
+
+Processes of `accelerate launch` or torchrun share the groups; so do those of a job array with --shard_index and
+--shard_count, which only score, into candidates-IIIII-of-NNNNN.jsonl. When all have, the same command with --merge chooses.
 """
 
 import math
@@ -23,10 +26,10 @@ from ..kernels.files.atomic import write_atomic
 from ..preferences import groups as candidate_groups
 from ..preferences import manifest
 from ..preferences.clips import ClipReader
-from ..running import results_log
+from ..running import results_log, shares
 from ..running.output import provenance
 from ..scorers.arguments import add_clips, add_computing, add_scorers, check, clip_options, scoring_options
-from ..scorers.scores import SCORERS, STORED, Scores, require_possible, score
+from ..scorers.scores import SCORERS, STORED, Scores, gather, require_possible, score
 from . import contact_sheet
 from .choose import GroupResult, choose
 from .filters import Limits
@@ -69,19 +72,37 @@ def add_arguments(parser) -> None:
     add_clips(parser.add_argument_group("clips"))
     compute = parser.add_argument_group("computing")
     add_computing(compute)
+    shares.add_arguments(compute)
     compute.add_argument("--sheet_pairs", type=int, default=24, help="on the contact sheet, at most (default 24; 0: no sheet)")
 
 
 def run(args) -> int:
     weights, limits = weights_of(args.by), limits_of(args)
+    share, device = shares.begin(args, args.device)
+    args.device = str(device)
+    with share:
+        return _run(args, weights, limits, share)
+
+
+def _run(args, weights: dict[str, float], limits: Limits, share: shares.Share) -> int:
     options, reader = scoring_options(args), ClipReader(clip_options(args))
     groups = candidate_groups.read(args.groups)
     require_possible(groups, weights, options, reader)
     manifest.require_no_foreign(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
+    candidates = args.output / CANDIDATES
     if args.overwrite:
-        (args.output / CANDIDATES).unlink(missing_ok=True)
-    scores = score(groups, weights, options, reader, args.output / CANDIDATES)
+        shares.remove(candidates, share)
+    if not args.merge:
+        scores = score(groups, weights, options, reader, candidates, share, args.overwrite)
+    if args.merge or not share.whole:
+        share.wait()
+        if not share.finishes:
+            if share.context is None:
+                what = f"{len(share.of(groups))} of {len(groups)} groups scored"
+                print(shares.done_text(share, share.path(candidates), what))
+            return 0
+        scores = gather(groups, weights, options, reader, candidates, args.shard_count)
     chosen = [choose(group, scores, weights, limits, args.pairs_per_group) for group in groups]
     rows = [pair_row(g, pair, scores, weights if args.per_scorer else {}) for g in chosen for pair in g.taken]
     results_log.write(args.output / GROUPS, [group_row(g, scores, args.output) for g in chosen])

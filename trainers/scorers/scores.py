@@ -18,9 +18,10 @@ from pathlib import Path
 from ..kernels.geometry.record import GeometryRecord
 from ..preferences.clips import ClipReader
 from ..preferences.groups import Group
-from ..running import results_log
+from ..running import results_log, shares
+from ..running.shares import Share
 from . import geometry, model_reward, prism, shell_lcc
-from .cache import ScoreCache, read_known
+from .cache import ScoreCache, known_of, sorted_rows
 from .geometry import GEOMETRY, GeometryOptions, usable_records
 from .model_reward import MODEL_REWARDS, ModelRewardOptions
 from .prism import PRISM, PrismOptions
@@ -57,30 +58,47 @@ class Scores:
 
 
 def score(
-    groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, path: Path
-) -> Scores:
-    """Scores every candidate by these scorers; current scores in the file `path` are taken from there.
+    groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, path: Path,
+    share: Share = shares.WHOLE, anew: bool = False,
+) -> Scores:  # fmt: skip
+    """Scores every candidate by these scorers; current scores in the file `path` and its shards' files are taken from there.
 
-    Raises CandidateScoringError, and what loading a model raises; a clip that cannot be read is skipped.
+    share: score its groups only; `gather` then takes the scores of all. anew: score all, whatever the files hold. Raises
+    CandidateScoringError, and what loading a model raises; a clip that cannot be read is skipped.
     """
-    found = Scores()
-    known = read_known(path)
-    with results_log.Log(path) as log:
-        cache = ScoreCache(known, log)
+    known = known_of([] if anew else shares.rows(path))
+    with results_log.Log(share.path(path)) as log:
+        cache, found = ScoreCache(known, log, groups, share.is_main), Scores()
         for scorer in scorers:
-            if scorer.startswith(STORED):
-                _take_stored(scorer, groups, found)
-                continue
-            found.values[scorer], found.skipped[scorer] = {}, {}
-            with closing(_rows(scorer, groups, options, reader, cache)) as rows:
-                for row in rows:
-                    _take(row, found)
-            _require_some(scorer, found)
-    # The filters use records that came with the clips, whatever the scorers are.
-    for group in groups:
-        if usable_records(group):
-            for candidate in group.candidates:
-                found.records.setdefault(candidate.name, candidate.geometry)
+            _add(scorer, share.of(groups), options, reader, cache, found)
+            # One share may have nothing but clips that cannot be scored.
+            if share.whole:
+                _require_some(scorer, groups, found)
+    if share.whole:
+        shares.settle(path, sorted_rows(known))
+    _add_records(groups, found)
+    return found
+
+
+def gather(
+    groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, path: Path,
+    count: int | None = None,
+) -> Scores:  # fmt: skip
+    """The scores that all shards have written, which are put into the one file `path`; nothing is scored.
+
+    count: of shards, None to take it from the files' names. Raises ShareError naming the shards that are missing, or
+    CandidateScoringError.
+    """
+    known, found = known_of(shares.rows(path)), Scores()
+    cache = ScoreCache(known, None, groups, shown=False)
+    for scorer in scorers:
+        _add(scorer, groups, options, reader, cache, found)
+    missing = [k for k, group in enumerate(groups) if any(c.name in cache.missing for c in group.candidates)]
+    shares.require_none(missing, len(groups), "groups", path, count)
+    for scorer in scorers:
+        _require_some(scorer, groups, found)
+    shares.settle(path, sorted_rows(known))
+    _add_records(groups, found)
     return found
 
 
@@ -119,6 +137,30 @@ def lacking(groups: Sequence[Group], scorer: str, options: ScoringOptions, reade
     return None
 
 
+def _add(
+    scorer: str, groups: Sequence[Group], options: ScoringOptions, reader: ClipReader, cache: ScoreCache, found: Scores
+) -> None:
+    """Adds the scores of one scorer, in the order of the groups, whatever the order in which they become known."""
+    found.values[scorer], found.skipped[scorer] = {}, {}
+    if scorer.startswith(STORED):
+        _take_stored(scorer, groups, found)
+        return
+    with closing(_rows(scorer, groups, options, reader, cache)) as rows:
+        for row in rows:
+            _take(row, found)
+    names = [c.name for g in groups for c in g.candidates]
+    for figures in (found.values, found.skipped):
+        figures[scorer] = {name: figures[scorer][name] for name in names if name in figures[scorer]}
+
+
+def _add_records(groups: Sequence[Group], found: Scores) -> None:
+    """Adds records that came with the clips: the filters use them, whatever the scorers are."""
+    for group in groups:
+        if usable_records(group):
+            for candidate in group.candidates:
+                found.records.setdefault(candidate.name, candidate.geometry)
+
+
 def _rows(
     scorer: str, groups: Sequence[Group], options: ScoringOptions, reader: ClipReader, cache: ScoreCache
 ) -> Iterator[dict]:
@@ -143,11 +185,16 @@ def _take(row: dict, found: Scores) -> None:
         found.values[scorer][name] = row["value"]
 
 
-def _require_some(scorer: str, found: Scores) -> None:
+def _require_some(scorer: str, groups: Sequence[Group], found: Scores) -> None:
     # Geometry may be undetermined everywhere; a model that fails on every clip points at the arguments.
-    if scorer != GEOMETRY and not found.values[scorer]:
-        reasons = list(found.skipped[scorer].values())
-        raise CandidateScoringError(f"--by {scorer}: none of {len(reasons)} clips could be scored; the first: {reasons[0]}")
+    if scorer == GEOMETRY or found.values[scorer]:
+        return
+    if scorer.startswith(STORED):
+        held = ", ".join(sorted({k for g in groups for c in g.candidates for k in c.stored})) or "none"
+        key = scorer.removeprefix(STORED)
+        raise CandidateScoringError(f"--by {scorer}: no candidate has a stored score '{key}'; stored scores: {held}")
+    reasons = list(found.skipped[scorer].values())
+    raise CandidateScoringError(f"--by {scorer}: none of {len(reasons)} clips could be scored; the first: {reasons[0]}")
 
 
 def _take_stored(scorer: str, groups: Sequence[Group], found: Scores) -> None:
@@ -155,6 +202,3 @@ def _take_stored(scorer: str, groups: Sequence[Group], found: Scores) -> None:
     candidates = [c for g in groups for c in g.candidates]
     found.values[scorer] = {c.name: c.stored[key] for c in candidates if key in c.stored}
     found.skipped[scorer] = {c.name: f"no stored score '{key}'" for c in candidates if key not in c.stored}
-    if not found.values[scorer]:
-        held = ", ".join(sorted({k for c in candidates for k in c.stored})) or "none"
-        raise CandidateScoringError(f"--by {scorer}: no candidate has a stored score '{key}'; stored scores: {held}")
