@@ -30,8 +30,8 @@ def of_details(details: Details | None, tuned: str, base: str) -> list[str]:
     found = []
     if _above(details.high_over_laplacian, HIGH_OVER_LAPLACIAN) and _above(r["high_frequency"], HIGH_FREQUENCY):
         found.append(
-            f"over-optimised: {tuned}'s high-frequency share is {number(r['high_frequency'].mean)} times {base}'s, its "
-            f"Laplacian variance {number(r['laplacian'].mean)} times: the added energy is noise or a grid, not detail"
+            f"over-optimised: {tuned}'s high-frequency share is {number(r['high_frequency'].mean, 3)} times {base}'s, its "
+            f"Laplacian variance {number(r['laplacian'].mean, 3)} times: the added energy is noise or a grid, not detail"
         )
     found += _outside(
         r["laplacian"], DETAIL, f"{tuned} has lost fine detail (blurred)",
@@ -43,17 +43,17 @@ def of_details(details: Details | None, tuned: str, base: str) -> list[str]:
     )  # fmt: skip
     if _above(s["exposed"], EXPOSED):
         found.append(
-            f"over-exposed: {number(100 * s['exposed'].mean)} % more of {tuned}'s pixels are (nearly) white than of {base}'s"
+            f"over-exposed: {number(100 * s['exposed'].mean, 3)} % more of {tuned}'s pixels are nearly white than of {base}'s"
         )
     if _above(_absolute(s["brightness"]), BRIGHTNESS):
-        found.append(f"brightness shifted by {number(s['brightness'].mean)} of full scale against {base}")
+        found.append(f"brightness shifted by {number(s['brightness'].mean, 3)} of full scale against {base}")
     found += _outside(r["contrast"], CONTRAST, f"{tuned} has lost contrast", f"{tuned} has more contrast", "contrast", base)
     duller, stronger = f"{tuned}'s colours are duller", f"{tuned}'s colours are stronger"
     found += _outside(r["saturation"], SATURATION, duller, stronger, "saturation", base)
     if _above(details.change, CHANGE):
         found.append(
-            f"{tuned}'s clips differ from {base}'s by {number(details.change.mean)} times {base}'s contrast: other scenes, so "
-            "that ratios of detail compare scenes rather than models"
+            f"{tuned}'s clips differ from {base}'s by {number(details.change.mean, 3)} times {base}'s contrast: other scenes, "
+            "so that ratios of detail compare scenes rather than models"
         )
     return found
 
@@ -74,7 +74,7 @@ def of_rewards(differences: list[Difference], tuned: str, base: str, pairs: int)
 def _outside(ratio: Interval, limits: tuple[float, float], less: str, more: str, what: str, base: str) -> list[str]:
     low, high = limits
     said = less if _below(ratio, low) else more if _above(ratio, high) else None
-    return [f"{said}: {what} is {number(ratio.mean)} times {base}'s"] if said else []
+    return [f"{said}: {what} is {number(ratio.mean, 3)} times {base}'s"] if said else []
 
 
 def _above(value: Interval, limit: float) -> bool:

@@ -16,7 +16,7 @@ from ..running import command_line, results_log
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..scorers.arguments import add_clips, add_computing, add_scorers, check, clip_options, scoring_options
-from ..scorers.cache import ScoreCache, read_known
+from ..scorers.cache import ScoreCache, known_of
 from ..scorers.scores import OF_PROMPTS, SCORERS, CandidateScoringError, Scores, ScoringOptions, lacking, score
 from ..video.read import VIDEO_SUFFIXES
 from . import __doc__ as description
@@ -89,7 +89,8 @@ def run(args) -> int:
     if args.overwrite:
         path.unlink(missing_ok=True)
     with results_log.Log(path) as log:
-        found = pictures.measure(matched.groups, reader, ScoreCache(read_known(path), log))
+        cache = ScoreCache(known_of(results_log.read(path)), log, matched.groups)
+        found = pictures.measure(matched.groups, reader, cache)
     if not found.usable:
         print(f"none of the {len(matched.groups)} pairs can be compared; the first: {next(iter(found.left_out.values()))}")
         return 1

@@ -48,9 +48,9 @@ class Difference:
             return "no pair has a score on both sides"
         said = {HIGHER: f"{tuned} is higher", LOWER: f"{tuned} is lower", UNKNOWN: "too few pairs for an interval"}
         c = self.change
-        found = f"{'+' if c.mean > 0 else ''}{number(c.mean)}"
+        found = f"{'+' if c.mean > 0 else ''}{number(c.mean, 3)}"
         if self.verdict != UNKNOWN:
-            found += f" [{number(c.low)}, {number(c.high)}]"
+            found += f" [{number(c.low, 3)}, {number(c.high, 3)}]"
         return f"{said.get(self.verdict, NO_DIFFERENCE)} ({found}, n={c.n})"
 
     def to_json(self, tuned: str) -> dict:

@@ -67,7 +67,7 @@ def _add_result(made: Page, base: str, result: Result) -> None:
         made.note(alarm, warning=True)
     columns = ("reward", "verdict", f"{side} - {base} [95 %]", f"{side} wins [95 %]", "pairs", base, side, "left out")
     rows = [
-        (d.reward, _verdict(d, side), d.change, d.wins, d.change.n, d.base.mean, d.tuned.mean, _reasons(d.left_out))
+        (d.reward, _verdict(d, side), d.change, _percent(d.wins), d.change.n, d.base.mean, d.tuned.mean, _reasons(d.left_out))
         for d in result.differences
     ]
     if rows:
@@ -92,19 +92,19 @@ def _add_curve(made: Page, d: Difference, base: str, side: str) -> None:
 
 def _add_details(made: Page, base: str, result: Result) -> None:
     details, side = result.details, result.side
-    rows = [(name, FIGURES[name][0], details.base[name].mean, details.ratios[name], details.shares[name]) for name in FIGURES]
+    rows = [(name, details.ratios[name], details.shares[name], details.base[name].mean, FIGURES[name][0]) for name in FIGURES]
     if result.motion.n:
         unit = "median displacement of point tracks, ratio only"
-        rows.append(("motion", unit, None, result.motion, None))
-    columns = ("figure", "what it is", base, f"{side} / {base} [95 %]", f"{side} - {base} [95 %]")
+        rows.append(("motion", result.motion, None, None, unit))
+    columns = ("figure", f"{side} / {base} [95 %]", f"{side} - {base} [95 %]", base, "what it is")
     made.table(columns, rows, "Detail, motion and light. Ratios are geometric means over pairs.")
     change = details.change
     if change.n:
         equal = " The clips are the same." if change.mean == 0 else ""
         made.text(
-            f"Change: {side}'s clips differ from {base}'s by {number(change.mean)} times the contrast of {base}'s frames "
+            f"Change: {side}'s clips differ from {base}'s by {number(change.mean, 3)} times the contrast of {base}'s frames "
             f"(root mean square, {change.n} pairs; 0: equal, 1.4: nothing in common).{equal} High-frequency ratio over "
-            f"Laplacian ratio: {number(details.high_over_laplacian.mean)}."
+            f"Laplacian ratio: {number(details.high_over_laplacian.mean, 3)}."
         )
 
 
@@ -162,6 +162,11 @@ def multiple(count: int) -> str:
 
 def _verdict(d: Difference, side: str) -> str:
     return {HIGHER: f"{side} is higher", LOWER: f"{side} is lower"}.get(d.verdict, d.verdict)
+
+
+def _percent(share: Interval) -> str:
+    mean, low, high = (number(100 * v, 2) for v in (share.mean, share.low, share.high))
+    return f"{mean} % [{low}, {high}]" if share.n else "-"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 300
+# Small enough that 12 pixel letters stay readable on a phone, whose width the plot then fills.
+WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 44
 TICKS = 5
 # More points than a screen has columns would only make the page large.
@@ -45,9 +46,10 @@ def svg(
     ys += [y for _, y in lines if math.isfinite(y) and (y > 0 or not log_y)]
     across = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     up = _Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log_y, margin=0.06)
-    parts = [*_frame(across, up, x_label, y_label), *_references(lines, up)]
+    parts = _frame(across, up, x_label, y_label)
     for i, points in enumerate(shown):
         parts += _line(thinned(points), i % COLOURS, across, up, series[i].points)
+    parts += _references(lines, up)
     parts += _strips(series, shown, across, x_label)
     title = escape(f"{y_label} over {x_label}")
     drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
@@ -55,15 +57,15 @@ def svg(
     return f'{drawing}<div class="legend">{keys}</div>'
 
 
-def number(value: float | None) -> str:
-    """A value for people: four significant digits, or "-" where there is none."""
+def number(value: float | None, digits: int = 4) -> str:
+    """A value for people: that many significant digits, or "-" where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3e}"
+    if value and not 1e-4 <= abs(value) < 1e5:
+        return f"{value:.{digits - 1}e}"
     if isinstance(value, int) or float(value).is_integer():
         return str(int(value))
-    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
 def thinned(points: Sequence[tuple], most: int = POINTS) -> list[tuple]:
@@ -144,7 +146,7 @@ def _references(lines: Sequence[tuple[str, float]], up: _Axis) -> list[str]:
             continue
         y = up.at(value)
         parts.append(f'<path class="reference" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{y - 4}">{escape(name)}</text>')
+        parts.append(f'<text class="tick end over" x="{WIDTH - RIGHT}" y="{y - 4}">{escape(name)}</text>')
     return parts
 
 

@@ -28,7 +28,9 @@ from .style import SCRIPT, STYLE
 
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# What a table's cell may be. A number has four significant digits; NaN and None are shown as "-".
+LONG = 24
+
+# What a table's cell may be. A number has four significant digits, an Interval three; NaN and None are shown as "-".
 Cell = str | int | float | bool | Interval | None
 
 
@@ -68,9 +70,10 @@ class Page:
                 raise ValueError(f"a table of {len(columns)} columns has a row of {len(row)} cells: {row}")
         head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-        title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        # Above the box that scrolls, so that a narrow screen does not cut it.
+        title = f'<p class="caption">{escape(caption)}</p>' if caption else ""
         self._parts.append(
-            f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def curves(
@@ -138,9 +141,11 @@ def _caption(text: str) -> str:
 
 def _cell(value: Cell) -> str:
     if isinstance(value, Interval):
-        return f'<td class="number">{number(value.mean)} <small>[{number(value.low)}, {number(value.high)}]</small></td>'
+        mean, low, high = (number(v, 3) for v in (value.mean, value.low, value.high))
+        return f'<td class="number">{mean} <small>[{low}, {high}]</small></td>'
     if isinstance(value, bool):
         return f"<td>{'yes' if value else 'no'}</td>"
     if value is None or isinstance(value, (int, float)):
         return f'<td class="number">{number(value)}</td>'
-    return f"<td>{escape(value)}</td>"
+    # A narrow screen would break long text into a column of single words.
+    return f"<td{' class=long' if len(value) > LONG else ''}>{escape(value)}</td>"

@@ -17,17 +17,16 @@ h1,h3,h4,p,figcaption{overflow-wrap:anywhere}
 .summary{font-size:1.15rem;margin:.3em 0 1em}
 .note{background:var(--r);border-left:4px solid var(--c0);padding:.5em .8em;margin:.6em 0}
 .warning{background:var(--wb);border-color:var(--w)}.warning strong{color:var(--w)}
-.wide{overflow-x:auto;margin:.8em 0}
+.wide{overflow-x:auto;margin:0 0 .8em}.caption{margin:.8em 0 .2em}
 table{border-collapse:collapse;font-size:.9rem;width:100%}
-caption{text-align:left;color:var(--m);padding:.3em 0}
 th,td{text-align:left;padding:.35em .7em;border-bottom:1px solid var(--l);vertical-align:top}
-td{min-width:4.5em;overflow-wrap:break-word}td:not(.number){max-width:24em}th{white-space:nowrap}td.number{white-space:nowrap;font-variant-numeric:tabular-nums}
+td{min-width:4.5em;overflow-wrap:break-word}td:not(.number){max-width:24em}td.long{min-width:15em}th{white-space:nowrap}td.number{white-space:nowrap;font-variant-numeric:tabular-nums}
 small{color:var(--m)}
-figure{margin:0}figcaption,.empty{color:var(--m);font-size:.85rem}
-.plot{max-width:760px;margin:1em 0}svg{display:block;width:100%;height:auto}
+figure{margin:0}figcaption,.caption,.empty{color:var(--m);font-size:.85rem}
+.plot{max-width:600px;margin:1em 0}svg{display:block;width:100%;height:auto}
 .grid{stroke:var(--l);fill:none;stroke-width:1}.axis{stroke:var(--m);fill:none}
 .reference{stroke:var(--m);fill:none;stroke-dasharray:5 4}
-.tick,.label{font-size:12px;fill:var(--m)}.label{fill:var(--t)}.end{text-anchor:end}.mid{text-anchor:middle}
+.tick,.label{font-size:12px;fill:var(--m)}.label{fill:var(--t)}.over{paint-order:stroke;stroke:var(--b);stroke-width:4px}.end{text-anchor:end}.mid{text-anchor:middle}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.16}
 .strip{fill:transparent}.strip:hover{fill:var(--t);fill-opacity:.08}
 .legend{display:flex;flex-wrap:wrap;gap:.2em 1.2em;font-size:.85rem}.legend i{display:inline-block;width:1.4em;height:.2em;
