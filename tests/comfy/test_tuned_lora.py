@@ -179,6 +179,34 @@ def test_a_merged_checkpoint_is_base_and_lora(comfy, models_dir, tuned, inputs):
     assert difference(velocity(comfy, load_model(comfy, merged), *inputs), tuned.velocity(*inputs)) < ROUNDING
 
 
+@pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
+def test_a_scaled_fp8_file_is_the_same_model_to_both(comfy, models_dir, inputs, suffix):
+    """So that a LoRA trained on one in fp8 corrects the model that ComfyUI runs."""
+    import json
+
+    from trainers.tuning import backbone
+
+    state = wan_dit(layers=2, seed=3)
+    plain = {k: v.half() for k, v in state.items()}
+    for name in [n for n, t in state.items() if n.startswith("blocks.") and t.ndim == 2]:
+        # Half of the range, so that a scale that is left out shows.
+        scale = state[name].abs().max() / 224
+        plain[name] = (state[name] / scale).to(torch.float8_e4m3fn)
+        plain[name.removesuffix(".weight") + suffix] = scale
+        if suffix == ".weight_scale":
+            note = json.dumps({"format": "float8_e4m3fn"}).encode()
+            plain[name.removesuffix(".weight") + ".comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+    if suffix == ".scale_weight":
+        plain["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    file = models_dir / "diffusion_models" / f"tuned_fp8{suffix}.safetensors"
+    save_file(plain, file)
+    dit = backbone.load(file)
+    assert backbone.is_quantised(dit.model)
+    theirs = velocity(comfy, load_model(comfy, file), *inputs)
+    with torch.no_grad():
+        assert difference(backbone.velocity(dit.model, *inputs), theirs) < 1e-2
+
+
 def test_the_header_is_what_a_loader_keeps(comfy, models_dir, tuned):
     import json
 
