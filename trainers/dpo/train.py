@@ -1,0 +1,504 @@
+"""Trains a LoRA, or all parameters, of a Wan model on preference pairs (Flow-DPO).
+
+    python -m trainers.dpo train --data pairs/ --backbone wan2.1_t2v_1.3B_bf16.safetensors --output better.safetensors
+
+A folder beside the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
+report.json and index.html, a page that shows all of it. Look at winner_error and loser_error there, not at the accuracy alone:
+a ruined model prefers winners too, while both errors grow. The run stops by itself where the winners' error rises past
+--max_winner_rise, and writes the LoRA of its last healthy step.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..kernels.tuning.auto_beta import FACTOR, HIGH, LOW, AutoBeta, FixedBeta
+from ..kernels.tuning.preference_loss import IPO, LOSSES, SIGMOID, PreferenceLoss
+from ..preferences import manifest
+from ..running import checkpoint, config_file, results_log
+from ..running.device import init_distributed
+from ..running.loop import CheckpointOptions
+from ..running.output import provenance, require_output
+from ..running.progress import Bar
+from ..tuning import backbone, dit_shapes, full_model, loop, lora, lora_files, memory_plan, optimisers, validation
+from ..tuning.backbone import EXPERTS, TuningError
+from ..tuning.loop import SCHEDULES, LoopSettings
+from ..tuning.lora import DEFAULT_TARGETS, TARGETS, LoraOptions
+from ..tuning.memory_plan import MemoryPlan
+from ..tuning.validation import REWARDS, ValidationOptions, Validator
+from ..wan.prompts import read_prompts, text_id
+from . import data as dpo_data
+from . import evaluate, report
+from .data import DpoDataError, PairData, PairRow
+from .draws import Draw, Draws, noisy_pair
+from .objective import DpoObjective, Network
+from .reference_table import ReferenceTable
+
+LOG = "log.jsonl"
+# Of held-out pairs measured at the end.
+MOST_HELD_OUT = 200
+
+
+def add_arguments(parser) -> None:
+    what = parser.add_argument_group("files")
+    what.add_argument("--data", required=True, metavar="DIR", help="folder written by `cache`")
+    what.add_argument("--backbone", required=True, metavar="FILE_OR_DIR", help="Wan .safetensors or diffusers folder")
+    what.add_argument("--expert", choices=tuple(EXPERTS), help="which of two transformers (Wan 2.2 A14B)")
+    what.add_argument("--output", required=True, metavar="FILE.safetensors", help="the LoRA, or with --full the model")
+    what.add_argument("--overwrite", action="store_true", help="replace the output and an earlier run's checkpoints")
+    what.add_argument("--output_dir", metavar="DIR", help="of the run (default: OUTPUT's name + .checkpoints)")
+    what.add_argument("--format", choices=lora_files.FORMATS, default="comfy", help="of the LoRA's keys (default comfy)")
+    what.add_argument("--save_dtype", choices=tuple(lora_files.DTYPES), default="bf16", help="of the output (default bf16)")
+    config_file.add_argument(what)
+    which = parser.add_argument_group("what is trained")
+    which.add_argument("--rank", type=int, default=32)
+    which.add_argument("--lora_alpha", type=float, default=32.0, help="the LoRA is scaled by alpha / rank (default 32)")
+    which.add_argument(
+        "--targets", nargs="+", default=list(DEFAULT_TARGETS), metavar="NAME",
+        help=f"layers: {', '.join(TARGETS)} or all (default {' '.join(DEFAULT_TARGETS)}, of both attentions)",
+    )  # fmt: skip
+    which.add_argument("--lora_dropout", type=float, default=0.0)
+    which.add_argument(
+        "--full", action="store_true", help="train all parameters, in fp32; the reference's errors are stored first"
+    )
+    loss = parser.add_argument_group("loss")
+    loss.add_argument(
+        "--loss", choices=LOSSES, default=SIGMOID, help="sft: the winners' error alone, to compare with (default sigmoid)"
+    )
+    loss.add_argument(
+        "--beta", default="auto", metavar="auto|NUMBER",
+        help=f"auto keeps the gradient factor near {FACTOR:g}; fixed values of mean errors are 500 to 2500 (default auto)",
+    )  # fmt: skip
+    loss.add_argument("--beta_factor", type=float, default=FACTOR, help=f"that auto holds (default {FACTOR:g})")
+    loss.add_argument("--beta_min", type=float, default=LOW, help=f"of auto: holds the model back (default {LOW:g})")
+    loss.add_argument("--beta_max", type=float, default=HIGH, help=f"of auto (default {HIGH:g})")
+    loss.add_argument("--label_smoothing", type=float, default=0.0, help="share of preferences taken for wrong (default 0)")
+    unit = "in units of the preference's slope at d = 0"
+    loss.add_argument("--winner_anchor", type=float, default=1.0, help=f"of a rise of winners' error, {unit} (default 1)")
+    loss.add_argument("--sft_weight", type=float, default=0.0, help=f"of the winners' error, {unit} (default 0)")
+    loss.add_argument(
+        "--reference_anchor", type=float, default=0.0, help=f"of the distance to the reference's velocity, {unit} (default 0)"
+    )
+    loss.add_argument(
+        "--static_penalty", type=float, default=0.1, help=f"of motion lost against the reference, {unit} (default 0.1)"
+    )
+    noise = parser.add_argument_group("noise and clips")
+    evaluate.add_levels(noise)
+    noise.add_argument(
+        "--mask_first_frame", action=argparse.BooleanOptionalAction,
+        help="leave the first latent frame out of the errors (default: for image-to-video models)",
+    )  # fmt: skip
+    noise.add_argument(
+        "--crop_frames", type=int, default=0, help="train on so many latent frames of a clip, from a random one on; 0: all"
+    )
+    noise.add_argument(
+        "--cached_reference", action="store_true",
+        help="compute the reference's errors once, for --cache_size noises a pair, instead of in every step",
+    )  # fmt: skip
+    noise.add_argument(
+        "--cache_size", type=int, default=0, help="noises a pair is seen with (default: new ones each time; 8 if cached)"
+    )
+    how = parser.add_argument_group("training")
+    how.add_argument("--max_train_steps", type=int, default=1000)
+    how.add_argument("--train_batch_size", type=int, default=1, help="pairs at a time on a process (default 1)")
+    how.add_argument("--gradient_accumulation_steps", type=int, default=8, help="batches a step (default 8)")
+    how.add_argument("--learning_rate", type=float, default=5e-6)
+    how.add_argument("--lr_warmup_steps", type=int, default=100)
+    how.add_argument("--lr_scheduler", choices=SCHEDULES, default="cosine")
+    how.add_argument("--max_grad_norm", type=float, default=1.0, help="0: no clipping (default 1)")
+    how.add_argument(
+        "--optimizer", default=optimisers.DEFAULT, metavar="DOTTED.NAME",
+        help=f"such as bitsandbytes.optim.AdamW8bit (default {optimisers.DEFAULT})",
+    )  # fmt: skip
+    how.add_argument("--optimizer_args", nargs="+", default=[], metavar="KEY=VALUE", help="such as weight_decay=0.01")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument(
+        "--max_winner_rise", type=float, default=0.05,
+        help="stop where the running mean of the winners' error is this share above the reference's (default 0.05; 0: never)",
+    )  # fmt: skip
+    compute = parser.add_argument_group("computing")
+    compute.add_argument(
+        "--base_dtype", choices=("stored", *lora_files.DTYPES), default="stored",
+        help="of the frozen weights; stored keeps the file's, fp8 included (default stored)",
+    )  # fmt: skip
+    compute.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="compute fp32 weights in bf16")
+    compute.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    compute.add_argument("--memory_limit_gb", type=float, help="refuse a plan above it (default: what the device has free)")
+    compute.add_argument("--dry_run", action="store_true", help="print the memory plan and end; nothing is written")
+    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    save = parser.add_argument_group("checkpoints and figures")
+    save.add_argument("--checkpointing_steps", type=int, default=100, help="0: the last and on Ctrl-C only (default 100)")
+    save.add_argument("--checkpoints_total_limit", type=int, default=2, help="0 keeps all (default 2)")
+    save.add_argument("--resume_from_checkpoint", metavar="latest|PATH")
+    save.add_argument("--report_to", default="none", metavar="NAME", help="a logger of accelerate: tensorboard, wandb, ...")
+    save.add_argument("--held_out", type=float, default=0.1, help="share of prompts to measure on (default 0.1; 0: none)")
+    save.add_argument("--eval_levels", type=int, default=evaluate.LEVELS, help="noise levels a held-out pair is measured at")
+    save.add_argument("--eval_steps", type=int, default=0, help="steps between held-out figures; 0: at the end only")
+    clips = parser.add_argument_group("validation clips")
+    clips.add_argument("--validation_steps", type=int, default=0, help="steps between validation clips; 0: none (default)")
+    clips.add_argument("--validation_prompts", type=Path, metavar="FILE.txt", help="one per line (default: 4 held-out ones)")
+    clips.add_argument("--validation_seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    clips.add_argument(
+        "--validation_size", type=int, nargs=3, metavar=("WIDTH", "HEIGHT", "FRAMES"), help="(default: that of the first pair)"
+    )
+    clips.add_argument("--validation_sampling_steps", type=int, default=30)
+    clips.add_argument("--validation_cfg", type=float, default=5.0)
+    clips.add_argument("--validation_rewards", nargs="+", choices=REWARDS, default=[], help="scores of the clips")
+    clips.add_argument("--negative_prompt", default="", metavar="TEXT", help="of the validation (default: empty)")
+    clips.add_argument("--vae", metavar="FILE_OR_DIR", help="writes the clips as videos, too; for the geometry score")
+    clips.add_argument("--vae_dtype", choices=("auto", "float16", "bfloat16", "float32"), default="auto")
+    clips.add_argument("--tiling", action="store_true", help="decode in tiles: less memory")
+    clips.add_argument("--manifold", metavar="FILE", help="for the shell_lcc score")
+
+
+def run(args) -> int:
+    check(args)
+    context = init_distributed(args.device)
+    try:
+        return _train(args, context)
+    finally:
+        context.close()
+
+
+def _train(args, context) -> int:
+    from accelerate import Accelerator
+
+    output = Path(args.output)
+    if not args.dry_run:
+        require_output(output, args.overwrite)
+    work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
+    data = dpo_data.load(args.data)
+    fit, held_out = dpo_data.split(data, args.held_out, args.seed)
+    levels, settings, loss = evaluate.levels_of(args), settings_of(args), loss_of(args)
+    dtype = lora_files.DTYPES.get("fp32" if args.full and args.base_dtype == "stored" else args.base_dtype)
+    options = LoraOptions(args.rank, args.lora_alpha, tuple(args.targets), args.lora_dropout)
+    plan = _plan(args, data, options)
+    if args.dry_run:
+        print(memory_plan.format_plan(plan))
+        return 0
+    memory_plan.require_fits(plan, args.memory_limit_gb, context.device)
+    dit = backbone.load(args.backbone, dtype, context.device, args.expert)
+    evaluate.require_fit(data, dit, args.data)
+    if args.full:
+        parameters = backbone.full_parameters(dit.model)
+    else:
+        lora.add(dit.model, options, args.seed)
+        parameters = lora.parameters(dit.model)
+    if args.gradient_checkpointing:
+        backbone.enable_checkpointing(dit.model)
+    logged = None if args.report_to == "none" else args.report_to
+    try:
+        accelerator = Accelerator(
+            cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False, log_with=logged,
+            project_dir=str(work),
+        )  # fmt: skip
+    except (ValueError, ImportError) as e:
+        if logged is None:
+            raise
+        raise ValueError(f"--report_to {args.report_to}: {' '.join(str(e).split())}; install it, or give none") from e
+    network = _network(args, dit, parameters, accelerator, context.device)
+    first = int(dit.image_to_video if args.mask_first_frame is None else args.mask_first_frame)
+    count = args.train_batch_size * args.gradient_accumulation_steps * context.world_size
+    slots = args.cache_size or (8 if args.cached_reference or args.full else 0)
+    draws = Draws(fit, levels, args.seed, count, args.crop_frames, bool(first), slots)
+    if min(r.shape[1] for r in data.rows) <= first:
+        raise DpoDataError(f"{args.data}: has clips of one latent frame, which --mask_first_frame leaves nothing of")
+    resume = None
+    if context.is_main or args.resume_from_checkpoint:
+        resume, notes = checkpoint.choose(args.resume_from_checkpoint, work, args.overwrite)
+        for note in notes if context.is_main else ():
+            print(note)
+    measured = evaluate.table_of(_some(held_out), levels, args.eval_levels, 1, args.crop_frames)
+    table, held_table = _reference_tables(args, work, data, draws, measured, network, first, accelerator, dit)
+    beta = beta_of(args)
+    objective = DpoObjective(
+        data, draws, network, loss, beta, batch=args.train_batch_size, rank=context.rank, world=context.world_size,
+        table=table, first=first, max_rise=args.max_winner_rise,
+    )  # fmt: skip
+    described = described_of(args, fit, draws, dit, first)
+    keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
+    validator = _validator(args, work, data, dit, fit, held_out, accelerator)
+    if logged:
+        _start_loggers(accelerator, args)
+    held_rows: list[dict] = []
+    clips: list[dict] = []
+
+    def held_out_figures() -> dict | None:
+        if not measured:
+            return None
+        rank, world = context.rank, context.world_size
+        rows = evaluate.measure(
+            data, measured, network, args.train_batch_size, held_table, first, context.is_main, (rank, world)
+        )
+        return evaluate.figures_of(_gathered(rows, world))
+
+    def also(step: int, figures: dict) -> None:
+        """Held-out figures and validation clips that are due."""
+        if args.eval_steps and step % args.eval_steps == 0 and measured:
+            found = held_out_figures()
+            held_rows.append({"step": step} | evaluate.to_json(found))
+            figures["held_out/accuracy"], figures["held_out/winner_error"] = found["accuracy"].mean, found["winner"].mean
+            figures["held_out/loser_error"] = found["loser"].mean
+        if validator and (step % args.validation_steps == 0 or step == settings.steps):
+            rows = validator.run(step)
+            clips.extend(rows)
+            figures.update(validation.means(rows))
+
+    with Bar("training", settings.steps, "step", context.is_main) as bar:
+
+        def started(step: int) -> None:
+            if context.is_main:
+                work.mkdir(parents=True, exist_ok=True)
+                results_log.write(work / LOG, [r for r in results_log.read(work / LOG) if r["step"] <= step])
+            if validator:
+                clips.extend(validator.run(0))
+
+        def stepped(step: int, figures: dict) -> None:
+            also(step, figures)
+            if not context.is_main:
+                return
+            shown = {"loss": f"{figures['loss']:.4f}", "accuracy": f"{figures['rewards/accuracies']:.2f}"}
+            bar.reach(step, shown)
+            with results_log.Log(work / LOG) as log:
+                log.add({"step": step} | {k: v if math.isfinite(v) else None for k, v in figures.items()})
+            if logged:
+                accelerator.log({k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
+
+        outcome = loop.train(accelerator, parameters, objective, settings, described, keep, stepped, started)
+    found = held_out_figures()
+    if logged:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    if not context.is_main:
+        return 0
+    record = _record(args, fit, held_out, draws, levels, outcome, found)
+    wrote = not (outcome.stopped and outcome.healthy_step == 0)
+    if wrote:
+        _save(args, output, dit, options, data, record)
+    figures = {"outcome": vars(outcome), "held_out": found and evaluate.to_json(found), "held_out_over_steps": held_rows}
+    notes = {"record": record, "provenance": provenance(args.argv, "trainers.dpo"), "clips": clips}
+    manifest.write_report(work / "report.json", report.plain(figures | notes))
+    report.write_page(work, output.stem, outcome, found, held_rows, clips, record)
+    for line in _closing(args, output, work, outcome, found, wrote):
+        print(line)
+    return 0 if wrote else 1
+
+
+def check(args) -> None:
+    """Raises ValueError for any argument out of its range, naming the flag."""
+    for name in ("rank", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "eval_levels",
+                 "validation_sampling_steps"):  # fmt: skip
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    for name in ("lr_warmup_steps", "max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
+                 "eval_steps", "seed", "crop_frames", "cache_size", "max_winner_rise"):  # fmt: skip
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
+    if not args.learning_rate > 0:
+        raise ValueError(f"--learning_rate must be above 0, got {args.learning_rate}")
+    if not 0 <= args.held_out < 1:
+        raise ValueError(f"--held_out must be 0 or more and below 1, got {args.held_out}")
+    if args.memory_limit_gb is not None and not args.memory_limit_gb > 0:
+        raise ValueError(f"--memory_limit_gb must be above 0, got {args.memory_limit_gb}")
+    if args.validation_size:
+        width, height, frames = args.validation_size
+        if min(width, height) < 16 or width % 16 or height % 16 or frames < 1 or frames % 4 != 1:
+            raise ValueError("--validation_size: expected a width and height that are multiples of 16, and 4n+1 frames")
+    loss, cached = loss_of(args), args.cached_reference or args.full
+    if loss.needs_reference_velocity and cached:
+        which = "--full" if args.full else "--cached_reference"
+        raise ValueError(f"--reference_anchor needs the reference's velocities, but {which} stores errors only; leave one out")
+    if args.full and args.format != "comfy":
+        raise ValueError(f"--format {args.format} is a layout of LoRAs; --full writes a whole model, so leave it out")
+    beta_of(args)
+
+
+def loss_of(args) -> PreferenceLoss:
+    """Raises LossError."""
+    return PreferenceLoss(
+        args.loss, args.label_smoothing, args.sft_weight, args.winner_anchor, args.reference_anchor, args.static_penalty
+    )
+
+
+def beta_of(args) -> AutoBeta | FixedBeta:
+    """Raises ValueError naming the flag."""
+    if args.beta == "auto":
+        if args.loss == IPO:
+            raise ValueError(
+                "--loss ipo needs a number as --beta: its target is d = 1 / (2 beta), which would shrink as auto follows d; "
+                "100 aims at .005"
+            )
+        try:
+            return AutoBeta(args.beta_factor, low=args.beta_min, high=args.beta_max)
+        except ValueError as e:
+            raise ValueError(f"--beta_factor, --beta_min, --beta_max: {e}") from e
+    try:
+        return FixedBeta(float(args.beta))
+    except ValueError as e:
+        raise ValueError(f"--beta {args.beta}: expected auto, or a number above 0") from e
+
+
+def settings_of(args) -> LoopSettings:
+    return LoopSettings(
+        args.max_train_steps, args.learning_rate, args.lr_warmup_steps, args.lr_scheduler, args.max_grad_norm, args.optimizer,
+        optimisers.parse_arguments(args.optimizer_args),
+    )  # fmt: skip
+
+
+def described_of(args, fit: list[PairRow], draws: Draws, dit: backbone.TunableDit, first: int) -> dict:
+    """All that decides the result beside the loop's settings; how pairs are split over processes does not."""
+    names = (
+        "loss", "beta", "beta_factor", "beta_min", "beta_max", "label_smoothing", "sft_weight", "winner_anchor",
+        "reference_anchor", "static_penalty", "max_winner_rise", "seed", "base_dtype", "mixed_precision",
+    )  # fmt: skip
+    lora_names = () if args.full else ("rank", "lora_alpha", "targets", "lora_dropout")
+    levels = draws.levels
+    return {name: getattr(args, name) for name in (*names, *lora_names)} | {
+        "pairs_per_step": draws.count, "crop_frames": draws.crop, "cache_size": draws.slots, "masked_frames": first,
+        "noise_levels": [levels.kind, levels.shift, levels.low, levels.high, list(levels.levels)],
+        "data": dpo_data.rows_digest(fit), "backbone": dit.backbone.fingerprint, "full": args.full,
+    }  # fmt: skip
+
+
+def _plan(args, data: PairData, options: LoraOptions) -> MemoryPlan:
+    """The plan of a step on the largest clip. Raises TuningError for all parameters of a quantised base."""
+    latent = max((r.shape for r in data.rows), key=math.prod)
+    if args.crop_frames:
+        latent = (latent[0], min(args.crop_frames, latent[1]), *latent[2:])
+    expanded = args.full and args.base_dtype == "stored"
+    if expanded and dit_shapes.read_shapes(args.backbone, None, args.expert).quantised:
+        raise TuningError(
+            f"{args.backbone}: is stored in fp8, and --full trains weights that it lacks; train a LoRA, give a bf16, fp16 or "
+            "fp32 file, or --base_dtype fp32 to expand it"
+        )
+    return memory_plan.plan(
+        args.backbone, latent, options=None if args.full else options, batch=args.train_batch_size,
+        base_dtype="fp32" if expanded else args.base_dtype, checkpointing=args.gradient_checkpointing,
+        optimizer=args.optimizer, expert=args.expert,
+    )  # fmt: skip
+
+
+def _network(args, dit, parameters, accelerator, device) -> Network:
+    autocast = accelerator.autocast if args.mixed_precision != "no" else None
+    made = evaluate.network_of(dit, device, autocast)
+    if not args.full:
+        return made
+    start = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
+
+    def change() -> float:
+        with torch.no_grad():
+            return math.sqrt(sum(float((p - start[n].to(p.device)).float().square().sum()) for n, p in parameters.items()))
+
+    return replace(made, reference=None, change=change)
+
+
+def _some(rows: list[PairRow]) -> list[PairRow]:
+    """At most MOST_HELD_OUT of the held-out rows, evenly spread."""
+    return rows if len(rows) <= MOST_HELD_OUT else [rows[i * len(rows) // MOST_HELD_OUT] for i in range(MOST_HELD_OUT)]
+
+
+def _reference_tables(args, work, data, draws: Draws, measured: list[Draw], network, first, accelerator, dit):
+    """(of the training's draws, of the held-out ones), each None where the reference is at hand."""
+    if not (args.cached_reference or args.full):
+        return None, None
+    objective = DpoObjective(data, draws, network, loss_of(args), None, first=first)
+    levels = draws.levels
+    common = {
+        "backbone": dit.backbone.fingerprint, "dtype": args.base_dtype, "mixed": args.mixed_precision, "first": first,
+        "crop": args.crop_frames, "levels": [levels.kind, levels.shift, levels.low, levels.high, list(levels.levels)],
+    }  # fmt: skip
+    kinds = [({"seed": args.seed, "slots": draws.slots}, draws.entries(args.max_train_steps))]
+    kinds += [({"held_out": args.eval_levels}, measured)] if args.full else []
+    tables = []
+    for more, wanted in kinds:
+        table = ReferenceTable(work, common | more)
+        # On a resume, a full model's parameters are still those of the file here: the checkpoint is loaded later.
+        with network.reference() if network.reference else torch.no_grad():
+            table.fill(
+                wanted, lambda d: noisy_pair(data, [d], network.device, first), lambda d: objective.velocity_of([d]),
+                accelerator,
+            )  # fmt: skip
+        tables.append(table)
+    return tables[0], tables[1] if args.full else None
+
+
+def _validator(args, work, data: PairData, dit, fit, held_out, accelerator) -> Validator | None:
+    if not args.validation_steps:
+        return None
+    known = data.prompts
+    if args.validation_prompts:
+        names = {text_id(p): p for p in read_prompts(args.validation_prompts)}
+        prompts = tuple(names)
+    else:
+        prompts = tuple(dict.fromkeys(r.prompt for r in held_out or fit))[:4]
+        names = {p: known.get(p, p) for p in prompts}
+    shape = data.rows[0].shape
+    if args.validation_size:
+        width, height, frames = args.validation_size
+        stride = data.space.spatial_stride
+        shape = (shape[0], 1 + (frames - 1) // data.space.temporal_stride, height // stride, width // stride)
+    options = ValidationOptions(
+        prompts, names, tuple(args.validation_seeds), shape, args.validation_sampling_steps, args.shift, args.validation_cfg,
+        rewards=tuple(args.validation_rewards), vae=args.vae, vae_dtype=args.vae_dtype, tiling=args.tiling,
+        manifold=args.manifold, device=args.device,
+    )  # fmt: skip
+    negative = data.texts.get(text_id(args.negative_prompt))
+    return Validator(work / "validation", dit, data.texts, negative, data.space, options, accelerator, not args.full)
+
+
+def _start_loggers(accelerator, args) -> None:
+    config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(args).items() if k != "argv"}
+    accelerator.init_trackers("dpo", config=config)
+
+
+def _gathered(rows: list[dict], world: int) -> list[dict]:
+    if world == 1:
+        return rows
+    from accelerate.utils import gather_object
+
+    return gather_object(rows)
+
+
+def _record(args, fit, held_out, draws: Draws, levels, outcome, found) -> dict:
+    """The training record of the output's header: no paths, no prompts."""
+    names = (
+        "loss", "beta", "beta_min", "beta_max", "label_smoothing", "sft_weight", "winner_anchor", "reference_anchor",
+        "static_penalty", "learning_rate", "lr_scheduler", "lr_warmup_steps", "optimizer", "seed", "held_out", "base_dtype",
+        "mixed_precision",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names} | {
+        "trainer": "dpo", "steps": outcome.healthy_step if outcome.stopped else outcome.steps, "skipped": outcome.skipped,
+        "stopped": outcome.stopped, "pairs": len(fit), "prompts": len({r.prompt for r in fit}),
+        "held_out_pairs": len(held_out), "pairs_per_step": draws.count, "crop_frames": draws.crop,
+        "noise_levels": [levels.kind, levels.shift, levels.low, levels.high, *levels.levels],
+        "figures": report.plain(outcome.figures), "metrics": found and report.plain(evaluate.to_json(found)),
+        "command": provenance(args.argv, "trainers.dpo")["command"],
+    }  # fmt: skip
+
+
+def _save(args, output: Path, dit, options: LoraOptions, data: PairData, record: dict) -> None:
+    dtype = lora_files.DTYPES[args.save_dtype]
+    if args.full:
+        full_model.save(output, dit, dtype=dtype, metadata=record)
+    else:
+        lora_files.save(output, dit.model, options, dit, format=args.format, dtype=dtype, metadata=record)
+
+
+def _closing(args, output: Path, work: Path, outcome, found, wrote: bool) -> list[str]:
+    lines = [outcome.stopped] if outcome.stopped else []
+    if not wrote:
+        lines.append("no step was healthy, so no output was written")
+    else:
+        size = "the model" if args.full else f"a LoRA of rank {args.rank}"
+        lines.append(f"wrote {output}: {size}, of step {outcome.healthy_step if outcome.stopped else outcome.steps}")
+    if outcome.skipped:
+        lines.append(f"{outcome.skipped} steps were skipped: their loss or gradient was not finite")
+    if found:
+        lines.append(evaluate.format_figures(found))
+    lines.append(f"{work / report.PAGE}: curves and clips; {work / LOG}: figures of every step")
+    return lines
+
+
