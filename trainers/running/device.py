@@ -65,6 +65,7 @@ def init_distributed(
         return DistributedContext(device)
     # Without cpu=True and without a GPU it would ignore the other processes.
     state = PartialState(cpu=device.type == "cpu", **({} if longest_wait is None else {"timeout": longest_wait}))
-    if state.num_processes > 1:
+    if state.num_processes > 1 and device.type != "cpu":
+        # On a CPU it would be "cpu:0", which safetensors does not know.
         device = state.device
     return DistributedContext(device, state.process_index, state.num_processes, state)
