@@ -175,7 +175,7 @@ def _scores(
         found.values |= one.values
         found.skipped |= one.skipped
         found.records |= one.records
-    return found
+    return differences.without_undetermined(found)
 
 
 def _result(sides: Sequence[str], place: int, found: Pictures, scores: Scores) -> html_page.Result:

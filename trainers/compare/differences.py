@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..kernels.geometry.record import UNDETERMINED
 from ..preferences.groups import Group
 from ..reporting import intervals
 from ..reporting.curves import number
 from ..reporting.intervals import Interval
+from ..scorers.geometry import GEOMETRY
 from ..scorers.scores import Scores
 from ..video.detail import FIGURES
 from .pictures import Pictures
@@ -83,6 +85,17 @@ def of_reward(reward: str, groups: Sequence[Group], place: int, scores: Scores) 
         reward, intervals.mean(base), intervals.mean(tuned), intervals.paired_difference(tuned, base),
         intervals.share(wins, len(each)), each, dict(reasons.most_common()), tuple(undetermined),
     )  # fmt: skip
+
+
+def without_undetermined(scores: Scores) -> Scores:
+    """The scores without the geometry of clips that it cannot judge. They may have an error all the same: that of a still clip
+    is almost 0, which would make it the best of all."""
+    if GEOMETRY not in scores.values:
+        return scores
+    unknown = {n: f"undetermined: {r.reason}" for n, r in scores.records.items() if r.verdict == UNDETERMINED}
+    values = {n: v for n, v in scores.values[GEOMETRY].items() if n not in unknown}
+    skipped = scores.skipped[GEOMETRY] | unknown
+    return Scores(scores.values | {GEOMETRY: values}, scores.skipped | {GEOMETRY: skipped}, scores.records)
 
 
 def _kind(reason: str | None) -> str | None:
