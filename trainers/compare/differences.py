@@ -19,7 +19,8 @@ from ..scorers.scores import Scores
 from ..video.detail import FIGURES
 from .pictures import Pictures
 
-HIGHER, LOWER, NO_DIFFERENCE, UNKNOWN = "higher", "lower", "no difference shown", "too few pairs"
+HIGHER, LOWER, NO_DIFFERENCE = "higher", "lower", "no difference shown"
+UNKNOWN, NONE = "too few pairs", "no pair with scores"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """HIGHER or LOWER where the interval excludes 0, else NO_DIFFERENCE; UNKNOWN for fewer than two pairs."""
+        """HIGHER or LOWER where the interval excludes 0, else NO_DIFFERENCE; UNKNOWN for one pair, NONE for none."""
         if self.change.n < 2:
-            return UNKNOWN
+            return UNKNOWN if self.change.n else NONE
         return HIGHER if self.change.above_zero else LOWER if self.change.below_zero else NO_DIFFERENCE
 
     def line(self, tuned: str) -> str:
         """Such as "tuned is higher (+0.31 [0.12, 0.50], n=24)"."""
-        if self.change.n == 0:
+        if self.verdict == NONE:
             return "no pair has a score on both sides"
         said = {HIGHER: f"{tuned} is higher", LOWER: f"{tuned} is lower", UNKNOWN: "too few pairs for an interval"}
         c = self.change

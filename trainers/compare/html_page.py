@@ -9,7 +9,7 @@ from ..reporting.intervals import Interval
 from ..reporting.page import Clip, Page
 from ..scorers.scores import Scores
 from ..video.detail import FIGURES
-from .differences import HIGHER, LOWER, NO_DIFFERENCE, UNKNOWN, Details, Difference
+from .differences import HIGHER, LOWER, NO_DIFFERENCE, NONE, UNKNOWN, Details, Difference
 
 MEANING = {
     "geometry": "minus the logarithm of the geometric error of point tracks; +0.1 is an error about 10 % smaller",
@@ -19,6 +19,7 @@ MEANING = {
     "shell_lcc": "minus the distance of the clip's tokens from the shell's radius; at most 0",
 }
 MOST_ROWS = 300
+FEWEST_PLOTTED = 4
 
 
 @dataclass
@@ -38,12 +39,14 @@ def summary(base: str, results: Sequence[Result], pairs: int) -> str:
 
 
 def _sentence(base: str, result: Result, pairs: int) -> str:
-    by = {v: [d.reward for d in result.differences if d.verdict == v] for v in (HIGHER, LOWER, NO_DIFFERENCE, UNKNOWN)}
+    by = {v: [d.reward for d in result.differences if d.verdict == v] for v in (HIGHER, LOWER, NO_DIFFERENCE, UNKNOWN, NONE)}
     parts = [f"{said} by {', '.join(by[v])}" for v, said in ((HIGHER, "higher"), (LOWER, "lower")) if by[v]]
     if by[NO_DIFFERENCE]:
         parts.append(f"no difference shown by {', '.join(by[NO_DIFFERENCE])}")
     if by[UNKNOWN]:
         parts.append(f"too few pairs for {', '.join(by[UNKNOWN])}")
+    if by[NONE]:
+        parts.append(f"no pair with scores of {', '.join(by[NONE])}")
     count = len(result.alarms)
     alarms = f"; {count} alarm{'s' * (count > 1)}" if count else "; no alarm"
     said = "; ".join(parts) or "no reward could be measured"
@@ -74,7 +77,7 @@ def _add_result(made: Page, base: str, result: Result) -> None:
         made.table(columns, rows, "Rewards of the same prompts and seeds, higher is better.")
         made.text(multiple(len(rows)))
         for d in result.differences:
-            if d.change.n > 1:
+            if d.change.n >= FEWEST_PLOTTED:
                 _add_curve(made, d, base, side)
     if result.details is not None:
         _add_details(made, base, result)

@@ -7,7 +7,7 @@ from html import escape
 
 # Small enough that 12 pixel letters stay readable on a phone, whose width the plot then fills.
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 44
 TICKS = 5
 # More points than a screen has columns would only make the page large.
 POINTS, STRIPS = 400, 160

@@ -14,6 +14,7 @@ All text is escaped, and the page forbids the browser to load anything from else
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -141,6 +142,8 @@ def _caption(text: str) -> str:
 
 def _cell(value: Cell) -> str:
     if isinstance(value, Interval):
+        if math.isnan(value.mean):
+            return '<td class="number">-</td>'
         mean, low, high = (number(v, 3) for v in (value.mean, value.low, value.high))
         return f'<td class="number">{mean} <small>[{low}, {high}]</small></td>'
     if isinstance(value, bool):

@@ -23,7 +23,8 @@ th,td{text-align:left;padding:.35em .7em;border-bottom:1px solid var(--l);vertic
 td{min-width:4.5em;overflow-wrap:break-word}td:not(.number){max-width:24em}td.long{min-width:15em}th{white-space:nowrap}td.number{white-space:nowrap;font-variant-numeric:tabular-nums}
 small{color:var(--m)}
 figure{margin:0}figcaption,.caption,.empty{color:var(--m);font-size:.85rem}
-.plot{max-width:600px;margin:1em 0}svg{display:block;width:100%;height:auto}
+.plot{display:inline-block;width:min(100%,500px);margin:0 20px 1em 0;vertical-align:top}
+svg{display:block;width:100%;height:auto}
 .grid{stroke:var(--l);fill:none;stroke-width:1}.axis{stroke:var(--m);fill:none}
 .reference{stroke:var(--m);fill:none;stroke-dasharray:5 4}
 .tick,.label{font-size:12px;fill:var(--m)}.label{fill:var(--t)}.over{paint-order:stroke;stroke:var(--b);stroke-width:4px}.end{text-anchor:end}.mid{text-anchor:middle}
