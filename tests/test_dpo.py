@@ -537,7 +537,8 @@ def _described(folder):
 @pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
 def test_two_processes_equal_one(folder, backbone, tmp_path, cached):
     """The same pairs a step, shared by two processes: the same LoRA to 1e-5, written once."""
-    more = ("--beta", 100, "--lr_warmup_steps", 0, "--learning_rate", 3e-4, "--eval_steps", 2, *(("--cached_reference",) if cached else ()))
+    more = ("--beta", 100, "--lr_warmup_steps", 0, "--learning_rate", 3e-4, "--eval_steps", 2)
+    more += ("--cached_reference",) if cached else ()
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert run_train(folder, backbone, one, *more, "--gradient_accumulation_steps", 4, steps=3) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.dpo"]
@@ -611,6 +612,48 @@ class TestValidation:
         ):
             assert run_train(folder, backbone, out, *base, *more, steps=1) == 2
             assert said in capsys.readouterr().err
+
+
+    def test_another_runs_clips_are_not_shown(self, folder, backbone, tmp_path):
+        out = tmp_path / "lora.safetensors"
+        more = ("--validation_steps", 1, "--validation_sampling_steps", 1, "--validation_cfg", 1, "--overwrite")
+        assert run_train(folder, backbone, out, *more, steps=2) == 0
+        clips = out.with_suffix(".checkpoints") / "validation"
+        before = load_file(next((clips / "step-1").glob("*-at-1.safetensors")))
+        assert (clips / "step-2").is_dir()
+        assert run_train(folder, backbone, out, *more, "--learning_rate", 1e-2, steps=1) == 0
+        after = load_file(next((clips / "step-1").glob("*-at-1.safetensors")))
+        assert not (clips / "step-2").exists()
+        assert any(not torch.equal(after[k], before[k]) for k in after)
+
+
+def test_image_to_video(embeddings, folder, backbone, tmp_path, capsys):
+    """The image's latent and a mask are given to the model, and the first latent frame does not count."""
+    from diffusers import WanTransformer3DModel
+
+    vae = ROOT / "benchmarks" / "toy_world" / "weights" / "toy_wan_vae.safetensors"
+    root = make_pairs(tmp_path / "pairs", PROMPTS[:4])
+    assert run_cache(root, tmp_path / "dpo", embeddings, "--image_to_video") == 2
+    assert "needs --vae" in capsys.readouterr().err
+    assert run_cache(root, tmp_path / "dpo", embeddings, "--image_to_video", "--vae", vae) == 0
+    data = dpo_data.load(tmp_path / "dpo")
+    assert len(data.clips) == 12
+    draws = Draws(data.rows, NoiseLevels("uniform"), 0, 2, crop=2, from_start=True).of_step(0)
+    condition = objective.image_of(data, draws).channels
+    assert condition.shape == (2, 20, 2, 4, 4)
+    assert condition[:, :4, 0].min() == 1
+    assert condition[:, :4, 1].max() == 0
+    grey = condition[:, 4:, 1]
+    assert (grey[0] - grey[1]).abs().mean() < 0.3 * (condition[0, 4:, 0] - condition[1, 4:, 0]).abs().mean()
+    torch.manual_seed(0)
+    WanTransformer3DModel(**TINY | {"in_channels": 36}).save_pretrained(tmp_path / "i2v")
+    out = tmp_path / "lora.safetensors"
+    assert run_train(tmp_path / "dpo", tmp_path / "i2v", out, "--crop_frames", 2, steps=2) == 0
+    assert _described(checkpoint.list_checkpoints(out.with_suffix(".checkpoints"))[-1])["masked_frames"] == 1
+    assert run_train(folder, tmp_path / "i2v", tmp_path / "a.safetensors", steps=1) == 2
+    assert "--image_to_video" in capsys.readouterr().err
+    assert run_train(tmp_path / "dpo", backbone, tmp_path / "b.safetensors", steps=1) == 2
+    assert "takes no image" in capsys.readouterr().err
 
 
 class TestRefusals:

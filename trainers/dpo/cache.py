@@ -50,6 +50,9 @@ def add_arguments(parser) -> None:
     what.add_argument("--embeddings", metavar="FILE", help="prompts embedded by `trainers.prism embed`")
     what.add_argument("--validation_prompts", type=Path, metavar="FILE.txt", help="also embed these, one per line")
     what.add_argument("--negative_prompt", default="", metavar="TEXT", help="also embed it, for validation (default: empty)")
+    what.add_argument(
+        "--image_to_video", action="store_true", help="also encode each winner's first frame as the image, with --vae"
+    )
     what.add_argument("--output", required=True, type=Path, metavar="DIR")
     what.add_argument("--overwrite", action="store_true", help="first delete the files of an earlier run in --output")
     what.add_argument("--skip_bad", action="store_true", help="leave out pairs that cannot be used")
@@ -103,9 +106,11 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
     videos = [f for f in files if f.suffix.lower() not in LATENT_SUFFIXES]
     if videos and args.vae is None:
         raise DpoDataError(f"{videos[0]}: is a video, so --vae is needed to encode it; or give pairs of latents")
+    if args.image_to_video and args.vae is None:
+        raise DpoDataError("--image_to_video needs --vae, to decode the first frame and to encode it as the image")
     options = ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device)
     reader, settings = ClipReader(options), {"dtype": args.latent_dtype}
-    if videos:
+    if videos or args.image_to_video:
         settings |= {
             "size": args.size, "fps": args.fps, "frames": args.frames, "tiling": args.tiling, "vae": reader.vae.digest,
             "vae_dtype": wan_vae.dtype_for(args.vae_dtype, pick_device(args.device)),
@@ -116,7 +121,7 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
         with Bar("collecting latents", len(pairs), "pair") as bar:
             for pair in pairs:
                 try:
-                    row = _row(pair, store)
+                    row = _row(pair, store, args.image_to_video)
                 except BAD_CLIP as e:
                     if not args.skip_bad or isinstance(e, shards.ShardError):
                         raise
@@ -135,7 +140,7 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
     return rows, rejected, store.space
 
 
-def _row(pair: SourcePair, store: "_Store") -> dict:
+def _row(pair: SourcePair, store: "_Store", with_image: bool) -> dict:
     """Raises one of BAD_CLIP, naming the file, for a pair that cannot be used."""
     winner, loser = store.add(pair.winner), store.add(pair.loser)
     if winner[0] == loser[0]:
@@ -147,8 +152,22 @@ def _row(pair: SourcePair, store: "_Store") -> dict:
         )
     return {
         "prompt": text_id(pair.prompt), "winner": winner[0], "loser": loser[0], "shape": winner[1], "margin": pair.margin,
-        "scores": pair.scores, "source": pair.source,
+        "scores": pair.scores, "source": pair.source, "image": store.add(pair.winner, True)[0] if with_image else None,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def image_latent(vae: wan_vae.WanVae, z: Tensor) -> Tensor:
+    """The latent of a clip's first frame followed by grey, [C, T, h, w] like the clip's normalised latent z, fp32.
+
+    What Wan's image-to-video models are given of their image, beside the mask.
+    """
+    weight = next(vae.model.parameters())
+    first = vae.space.denormalise(z[None, :, :1].to(weight.device, torch.float32)).to(weight.dtype)
+    image = vae.model.decode(first).sample.clamp(-1, 1)
+    frames = (z.shape[1] - 1) * vae.space.temporal_stride + 1
+    video = torch.cat([image, image.new_zeros(1, 3, frames - 1, *image.shape[3:])], dim=2)
+    return vae.space.normalise(vae.model.encode(video).latent_dist.mode().float())[0].cpu()
 
 
 class _Store:
@@ -162,22 +181,30 @@ class _Store:
         self.space: LatentSpace | None = None
         self.first: Path | None = None
         self.writer: shards.Writer | None = None
-        self.known: dict[Path, tuple[str, list[int]]] = {}
+        self.known: dict[tuple[Path, bool], tuple[str, list[int]]] = {}
 
-    def add(self, path: Path) -> tuple[str, list[int]]:
-        """(clip id, [C, T, h, w]) of a file's latents, which are stored unless they are. Raises some of BAD_CLIP."""
-        if path in self.known:
-            return self.known[path]
+    def add(self, path: Path, image: bool = False) -> tuple[str, list[int]]:
+        """(clip id, [C, T, h, w]) of a file's latents, or of its `image_latent`, which are stored unless they are.
+
+        Raises some of BAD_CLIP.
+        """
+        key = (path, image)
+        if key in self.known:
+            return self.known[key]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: this clip is missing; restore the file, or leave its pairs out (--skip_bad)")
-        video = shards.video_id(path.as_posix(), path, self.settings)
+        video = shards.video_id(f"image of {path.as_posix()}" if image else path.as_posix(), path, self.settings)
         if video in self.present.videos:
             entry = self.present.videos[video]
             self._use_space(path, LatentSpace.from_json(entry["space"]))
-            self.known[path] = entry["content"], entry["shape"]
-            return self.known[path]
+            self.known[key] = entry["content"], entry["shape"]
+            return self.known[key]
         z, space = self._read(path)
         self._use_space(path, space)
+        if image:
+            if not space.same_as(self.reader.vae.space):
+                raise LatentSpaceError(f"{path}: holds '{space.id}' latents, and --vae is of '{self.reader.vae.space.id}'")
+            z = image_latent(self.reader.vae, z)
         stored = z.to(DTYPES[self.settings["dtype"]])
         if not bool(torch.isfinite(stored).all()):
             raise DpoDataError(f"{path}: contains NaN, Inf or values beyond {stored.dtype}; create the file again")
@@ -189,8 +216,8 @@ class _Store:
         if content not in self.present.clips:
             self.present.clips.add(content)
             self.writer.add(content, stored, {"source": path.name, "video": content})
-        self.known[path] = content, shape
-        return self.known[path]
+        self.known[key] = content, shape
+        return self.known[key]
 
     def flush(self) -> None:
         if self.writer is not None:

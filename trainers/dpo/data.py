@@ -3,7 +3,8 @@
   latents-*.safetensors   shards of kind "latents"; a clip's id is the digest of its content, so equal clips are stored once
   texts.safetensors       of kind "texts": text id -> [words, width], the text encoder's output without padding
   preferences.jsonl       {"prompt": text id, "winner": clip id, "loser": clip id, "shape": [C, T, h, w], "margin": number or
-                          null, "scores": {"winner" or "loser": {scorer: number}}}
+                          null, "scores": {"winner" or "loser": {scorer: number}}, "image": clip id of the first frame's
+                          latent followed by grey, for image-to-video, or null}
 """
 
 import hashlib
@@ -29,7 +30,7 @@ class DpoDataError(ValueError):
 @dataclass(frozen=True)
 class PairRow:
     """A preference: ids of the prompt's text and of two clips, whose latents are both `shape` [C, T, h, w]; margin: how much
-    better the winner scored, None where that is not known.
+    better the winner scored, None where that is not known; image: id of the image's latent, None for text-to-video.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class PairRow:
     loser: str
     shape: tuple[int, ...]
     margin: float | None = None
+    image: str | None = None
 
     @property
     def key(self) -> str:
@@ -76,8 +78,8 @@ def load(folder: str | Path) -> PairData:
     if not rows:
         raise DpoDataError(f"{folder / PREFERENCES}: contains no pair")
     for row in rows:
-        for clip in (row.winner, row.loser):
-            if clip not in clips:
+        for clip in (row.winner, row.loser, row.image):
+            if clip is not None and clip not in clips:
                 raise DpoDataError(f"{folder}: the latents of clip {clip} are missing; run `trainers.dpo cache` again")
         if row.prompt not in texts:
             raise DpoDataError(f"{folder}: the embedded prompt {row.prompt} is missing in {TEXTS}; run `cache` again")
@@ -108,6 +110,7 @@ def rows_digest(rows: Sequence[PairRow]) -> str:
 def _row(row: dict, path: Path, number: int) -> PairRow:
     try:
         margin = None if row.get("margin") is None else float(row["margin"])
-        return PairRow(str(row["prompt"]), str(row["winner"]), str(row["loser"]), tuple(map(int, row["shape"])), margin)
+        shape = tuple(map(int, row["shape"]))
+        return PairRow(str(row["prompt"]), str(row["winner"]), str(row["loser"]), shape, margin, row.get("image"))
     except (KeyError, TypeError, ValueError) as e:
         raise DpoDataError(f"{path}, line {number}: {type(e).__name__} {e}; run `python -m trainers.dpo cache` again") from e

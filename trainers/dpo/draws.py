@@ -14,8 +14,12 @@ from functools import lru_cache
 import torch
 
 from ..kernels.tuning.noise_levels import NoiseLevels
+from ..tuning.backbone import ImageCondition
 from ..tuning.split_step import NoisyPair
 from .data import PairData, PairRow
+
+# Channels of the mask that image-to-video models take: frames of a latent frame.
+IMAGE_MASK = 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,21 @@ def by_shape(draws: Sequence[Draw], most: int) -> list[list[Draw]]:
             lists.append([])
         lists[-1].append(draw)
     return [group for lists in groups.values() for group in lists]
+
+
+def image_of(data: PairData, draws: Sequence[Draw]) -> ImageCondition | None:
+    """The image condition of draws of one shape, None for text-to-video: a mask of IMAGE_MASK channels, 1 in the first latent
+    frame, and the latent of the image followed by grey, as Wan's image-to-video models are given it.
+    """
+    if draws[0].row.image is None:
+        return None
+    found = []
+    for d in draws:
+        z = data.latents(d.row.image, 0, d.frames)
+        mask = torch.zeros(IMAGE_MASK, *z.shape[1:])
+        mask[:, 0] = 1.0
+        found.append(torch.cat([mask, z]))
+    return ImageCondition(torch.stack(found))
 
 
 def noisy_pair(data: PairData, draws: Sequence[Draw], device: torch.device, first: int) -> NoisyPair:

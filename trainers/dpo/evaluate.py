@@ -9,6 +9,7 @@ winners' error as well, which should not rise.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ..tuning.backbone import EXPERTS
 from ..tuning.lora import LoraOptions
 from . import data as dpo_data
 from .data import DpoDataError, PairData, PairRow
-from .draws import Draw, by_shape, noisy_pair, seed_of
+from .draws import IMAGE_MASK, Draw, by_shape, noisy_pair, seed_of
 from .objective import DpoObjective, Network
 
 # Noise levels and noises per pair.
@@ -96,16 +97,18 @@ def _evaluate(args, context) -> int:
     dit = backbone.load(args.backbone, dtype, context.device, args.expert)
     require_fit(data, dit, args.data)
     targets = {n.removesuffix(".lora_A.weight").split(".", 2)[2] for n in loaded.tensors if n.endswith(".lora_A.weight")}
-    names = tuple(
-        t for t, suffixes in lora.TARGETS.items() if any(name.endswith(s) for s in suffixes for name in targets)
-    )  # fmt: skip
+    names = tuple(t for t, ends in lora.TARGETS.items() if any(name.endswith(ends) for name in targets))
     lora.add(dit.model, LoraOptions(loaded.rank, loaded.alpha, names), 0)
     lora.load_state(dit.model, loaded.tensors)
     network = network_of(dit, context.device)
     draws = table_of(rows, levels, args.eval_levels, args.eval_noises)
+    rank, world = context.rank, context.world_size
     with lora.at_strength(dit.model, args.strength):
-        measured = measure(data, draws, network, args.eval_batch_size)
-    figures = figures_of(measured)
+        first = int(dit.image_to_video)
+        measured = measure(data, draws, network, args.eval_batch_size, None, first, context.is_main, (rank, world))
+    figures = figures_of(gathered(measured, world))
+    if not context.is_main:
+        return 0
     print(format_figures(figures))
     if args.json:
         Path(args.json).write_text(json.dumps(to_json(figures), indent=1) + "\n", encoding="utf-8")
@@ -115,15 +118,11 @@ def _evaluate(args, context) -> int:
 def network_of(dit: backbone.TunableDit, device: torch.device, autocast: Callable | None = None) -> Network:
     """A tuned transformer whose adapter can be switched off. autocast: a context for every forward, None for none."""
 
-    def velocity(x, sigma, text, bias):
-        if autocast is None:
-            return backbone.velocity(dit.model, x, sigma, text, bias)
-        with autocast():
-            return backbone.velocity(dit.model, x, sigma, text, bias)
+    def velocity(x, sigma, text, bias, image):
+        with nullcontext() if autocast is None else autocast():
+            return backbone.velocity(dit.model, x, sigma, text, bias, image)
 
-    return Network(
-        velocity, lambda: lora.without_adapter(dit.model), lambda: lora.change_norm(dit.model), device
-    )
+    return Network(velocity, lambda: lora.without_adapter(dit.model), lambda: lora.change_norm(dit.model), device)
 
 
 def require_fit(data: PairData, dit: backbone.TunableDit, folder: str) -> None:
@@ -140,11 +139,20 @@ def require_fit(data: PairData, dit: backbone.TunableDit, folder: str) -> None:
             f"{folder}: holds prompts embedded to {width} numbers, and {dit.name} takes {dit.model.config.text_dim}; embed "
             "them with the model's own text encoder"
         )
-    if dit.image_to_video:
+    if dit.model.config.added_kv_proj_dim is not None:
         raise DpoDataError(
-            f"{dit.name}: is an image-to-video model with input channels for an image, which {folder} does not hold; tune a "
-            "text-to-video model, or Wan 2.2 5B, whose image is the first latent frame"
+            f"{dit.name}: takes CLIP's embedding of an image, which {folder} does not hold; tune Wan 2.2's image-to-video "
+            "model, which takes the image's latent alone, or a text-to-video model"
         )
+    extra = dit.model.config.in_channels - channels
+    with_image = all(row.image is not None for row in data.rows)
+    if extra and (extra != IMAGE_MASK + channels or not with_image):
+        raise DpoDataError(
+            f"{dit.name}: takes {extra} input channels of an image, which {folder} does not hold; run `python -m trainers.dpo "
+            "cache` with --image_to_video"
+        )
+    if not extra and any(row.image is not None for row in data.rows):
+        raise DpoDataError(f"{folder}: is for image-to-video models, and {dit.name} takes no image; give another --backbone")
 
 
 def table_of(rows: Sequence[PairRow], levels: NoiseLevels, count: int, noises: int, crop: int = 0) -> list[Draw]:
@@ -185,6 +193,15 @@ def measure(
                 rows.append(row | {k: float(v[i]) for k, v in values.items()})
             bar.add()
     return rows
+
+
+def gathered(rows: list[dict], world: int) -> list[dict]:
+    """The rows of all processes, on each of them."""
+    if world == 1:
+        return rows
+    from accelerate.utils import gather_object
+
+    return gather_object(rows)
 
 
 def figures_of(rows: Sequence[dict]) -> dict:

@@ -14,7 +14,7 @@ from ..tuning import split_step
 from ..tuning.split_step import NoisyPair, Reference, Velocity
 from ..wan.text_padding import fold_padding
 from .data import PairData
-from .draws import Draw, Draws, by_shape, noisy_pair
+from .draws import Draw, Draws, by_shape, image_of, noisy_pair
 from .reference_table import ReferenceTable
 
 # Of the running mean of the winner's rise.
@@ -23,8 +23,8 @@ RISE_DECAY = 0.9
 
 @dataclass(frozen=True)
 class Network:
-    """The model in training. velocity: (x, sigma, text, bias) -> [B, C, T, H, W] in fp32; reference: a context in which it is
-    the frozen reference, None where that is another model and only a table of errors is known; change: norm of the change.
+    """The model in training. velocity: (x, sigma, text, bias, image) -> [B, C, T, H, W] in fp32; reference: a context in which
+    it is the frozen reference, None where that is another model and only a table of errors is known; change: its norm.
     """
 
     velocity: Callable
@@ -54,8 +54,12 @@ class DpoObjective:
         return self.rise_sum / self.rise_weight if self.rise_weight else 0.0
 
     @property
+    def can_stop(self) -> bool:
+        return self.max_rise > 0
+
+    @property
     def healthy(self) -> bool:
-        return not self.max_rise or self.rise <= self.max_rise / 2
+        return not self.can_stop or self.rise <= self.max_rise / 2
 
     def accumulate(self, step: int) -> dict[str, float]:
         """Pair j of the step belongs to process j % world."""
@@ -89,7 +93,7 @@ class DpoObjective:
         return figures
 
     def stop_reason(self) -> str | None:
-        if not self.max_rise or self.rise <= self.max_rise:
+        if not self.can_stop or self.rise <= self.max_rise:
             return None
         return (
             f"stopped at step {self.step}: the winners' error is {100 * self.rise:.1f} % above the reference's, the limit is "
@@ -107,7 +111,8 @@ class DpoObjective:
     def velocity_of(self, group: Sequence[Draw]) -> Velocity:
         """(x, sigma) -> velocity under the prompts of a group of draws."""
         text, bias, _ = fold_padding([self.data.texts[d.row.prompt] for d in group])
-        return lambda x, sigma: self.network.velocity(x, sigma, text, bias)
+        image = image_of(self.data, group)
+        return lambda x, sigma: self.network.velocity(x, sigma, text, bias, image)
 
     @torch.no_grad()
     def reference_of(self, group: Sequence[Draw], pair: NoisyPair, velocity: Velocity) -> Reference:

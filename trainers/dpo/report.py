@@ -107,18 +107,18 @@ def _clips(page: Page, work: Path, clips: Sequence[dict]) -> None:
     page.table(("prompt", "seed", "strength", *names), rows, "Scores: higher is better, except motion and high_frequency")
     shown = 0
     for (prompt, seed), group in groups.items():
-        media = [(c, _media(work / "validation" / f"step-{c['step']}", c["file"])) for c in group]
+        media = [(c, _media(work / "validation" / f"step-{c['step']}", c)) for c in group]
         media = [(c, m) for c, m in media if m is not None]
         if media and shown < MOST_CLIPS:
             page.clips(f"{prompt}, seed {seed}", [Clip(f"strength {c['strength']:g}", m) for c, m in media])
             shown += len(media)
 
 
-def _media(folder: Path, file: str) -> Media | None:
+def _media(folder: Path, clip: dict) -> Media | None:
     for suffix, mime in ((".mp4", "video/mp4"), (".webm", "video/webm"), (".webp", "image/webp")):
-        path = folder / Path(file).with_suffix(suffix)
+        path = folder / f"{clip['file'].removesuffix('.safetensors')}{suffix}"
         if path.is_file():
-            return Media(path.read_bytes(), mime, 480, 270)
+            return Media(path.read_bytes(), mime, *clip["size"])
     return None
 
 

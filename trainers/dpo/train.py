@@ -203,7 +203,7 @@ def _train(args, context) -> int:
     first = int(dit.image_to_video if args.mask_first_frame is None else args.mask_first_frame)
     count = args.train_batch_size * args.gradient_accumulation_steps * context.world_size
     slots = args.cache_size or (8 if args.cached_reference or args.full else 0)
-    draws = Draws(fit, levels, args.seed, count, args.crop_frames, bool(first), slots)
+    draws = Draws(fit, levels, args.seed, count, args.crop_frames, bool(first) or dit.image_to_video, slots)
     if min(r.shape[1] for r in data.rows) <= first:
         raise DpoDataError(f"{args.data}: has clips of one latent frame, which --mask_first_frame leaves nothing of")
     resume = None
@@ -233,7 +233,7 @@ def _train(args, context) -> int:
         rows = evaluate.measure(
             data, measured, network, args.train_batch_size, held_table, first, context.is_main, (rank, world)
         )
-        return evaluate.figures_of(_gathered(rows, world))
+        return evaluate.figures_of(evaluate.gathered(rows, world))
 
     def also(step: int, figures: dict) -> None:
         """Held-out figures and validation clips that are due."""
@@ -254,6 +254,7 @@ def _train(args, context) -> int:
                 work.mkdir(parents=True, exist_ok=True)
                 results_log.write(work / LOG, [r for r in results_log.read(work / LOG) if r["step"] <= step])
             if validator:
+                validator.prepare(step)
                 clips.extend(validator.run(0))
 
         def stepped(step: int, figures: dict) -> None:
@@ -428,6 +429,11 @@ def _reference_tables(args, work, data, draws: Draws, measured: list[Draw], netw
 def _validator(args, work, data: PairData, dit, fit, held_out, accelerator) -> Validator | None:
     if not args.validation_steps:
         return None
+    if dit.image_to_video:
+        raise DpoDataError(
+            f"{dit.name}: validation clips of image-to-video models are not sampled here; leave out --validation_steps and "
+            "compare with the LoRA in ComfyUI"
+        )
     known = data.prompts
     if args.validation_prompts:
         names = {text_id(p): p for p in read_prompts(args.validation_prompts)}
@@ -452,14 +458,6 @@ def _validator(args, work, data: PairData, dit, fit, held_out, accelerator) -> V
 def _start_loggers(accelerator, args) -> None:
     config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(args).items() if k != "argv"}
     accelerator.init_trackers("dpo", config=config)
-
-
-def _gathered(rows: list[dict], world: int) -> list[dict]:
-    if world == 1:
-        return rows
-    from accelerate.utils import gather_object
-
-    return gather_object(rows)
 
 
 def _record(args, fit, held_out, draws: Draws, levels, outcome, found) -> dict:

@@ -32,6 +32,8 @@ class TuningRunError(ValueError):
 class Objective(Protocol):
     """What is minimised. Every method is called on every process, with the same values where they are not its own."""
 
+    can_stop: bool
+    """Whether `stop_reason` may ever give one: only then are copies of healthy parameters kept."""
     healthy: bool
     """Whether the parameters of the latest steps are fit to be written as a result."""
 
@@ -112,7 +114,7 @@ def train(
     described = settings.described() | described
     optimiser = optimisers.make(settings.optimiser, settings.optimiser_args, parameters.values(), settings.learning_rate)
     step, skipped, bad, figures = 0, 0, 0, {}
-    healthy = (0, _copies(parameters))
+    healthy = (0, _copies(parameters) if objective.can_stop else {})
     if keep.resume:
         state = checkpoint.load(keep.resume, described)
         step, skipped = state.step, state.skipped
@@ -125,7 +127,7 @@ def train(
             return
         tensors, note = optimisers.pack(optimiser)
         tensors |= {PARAMETERS + n: p for n, p in parameters.items()}
-        if healthy[0] != step:
+        if objective.can_stop and healthy[0] != step:
             tensors |= {HEALTHY + n: t for n, t in healthy[1].items()}
         notes = {"optimiser": note, "objective": objective.state_dict(), "healthy": healthy[0]}
         _save(keep, TrainingState(step, tensors, skipped, None, notes), described)
@@ -159,7 +161,8 @@ def train(
                 )
             stopped = objective.stop_reason()
             due = step == settings.steps or bool(keep.every and step % keep.every == 0) or stop_now
-            if applied and objective.healthy and not stopped and (due or step % COPY_EVERY == 0):
+            kept = objective.can_stop and (due or step % COPY_EVERY == 0)
+            if kept and applied and objective.healthy and not stopped:
                 healthy = (step, _copies(parameters))
             on_step(step, figures)
             if stopped:
@@ -225,8 +228,9 @@ def _restore(state: TrainingState, parameters, optimiser, objective: Objective) 
             f"the checkpoint of step {state.step} does not fit ({type(e).__name__}: {' '.join(str(e).split())[:120]}); "
             "resume with the model and the settings that it was made with"
         ) from e
-    kept = {n: state.tensors.get(HEALTHY + n, state.tensors[PARAMETERS + n]) for n in parameters}
-    return notes["healthy"], kept
+    if not objective.can_stop:
+        return state.step, {}
+    return notes["healthy"], {n: state.tensors.get(HEALTHY + n, state.tensors[PARAMETERS + n]) for n in parameters}
 
 
 def _save(keep: CheckpointOptions, state: TrainingState, described: dict) -> None:

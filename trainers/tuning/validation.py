@@ -4,6 +4,7 @@ Noise and schedule are those of trainers.wan.sampling, so the same prompt, seed 
 and on every number of processes. Each process samples its share; strength 0 is sampled once.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..preferences.clips import ClipOptions, ClipReader, decode
 from ..preferences.groups import Candidate, Group
 from ..reporting import embed
 from ..running import results_log
+from ..running.identity import digest_of
 from ..running.progress import Bar
 from ..scorers import scores as clip_scores
 from ..scorers.geometry import GEOMETRY, GeometryOptions
@@ -33,6 +35,8 @@ from ..wan import sampling
 from . import lora
 from .backbone import TunableDit
 
+# Has the digest of what decides the clips.
+SETTINGS = "settings.txt"
 REWARDS = (FLOW_RESIDUAL, SHELL_LCC, GEOMETRY)
 STRENGTHS = (0.0, 0.5, 1.0)
 FPS = 16.0
@@ -109,10 +113,26 @@ class Validator:
         where = str(accelerator.device) if options.device == "auto" else options.device
         self.reader = ClipReader(ClipOptions(options.vae, options.vae_dtype, options.tiling, device=where))
 
+    def prepare(self, step: int) -> None:
+        """Deletes the clips of steps after `step`, where training starts, and all of them where they were made by other
+        settings or another run began. Called on every process. Raises OSError.
+        """
+        if self.accelerator.is_main_process:
+            o, note = self.options, self.folder / SETTINGS
+            described = [list(o.prompts), list(o.seeds), list(o.shape), o.steps, o.shift, o.cfg, o.vae is None]
+            digest = digest_of({"clips": described, "backbone": self.dit.backbone.fingerprint})
+            same = step > 0 and note.is_file() and note.read_text(encoding="utf-8") == digest
+            for path in self.folder.glob("step-*"):
+                if not same or int(path.name.removeprefix("step-")) > step:
+                    shutil.rmtree(path)
+            write_atomic(note, lambda partial: Path(partial).write_text(digest, encoding="utf-8"))
+        self.accelerator.wait_for_everyone()
+
     def run(self, step: int) -> list[dict]:
         """Samples the clips of a step that are not there yet, and scores all. Called on every process.
 
-        Returns on the first process rows {step, prompt, seed, strength, files, scores: {name: number}}, [] on the others.
+        Returns on the first process rows {step, prompt, seed, strength, file, size: [width, height], scores: {name: number}},
+        [] on the others.
         """
         clips = self.clips(step)
         mine = clips[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -183,10 +203,11 @@ class Validator:
             for name in by_file:
                 for c in clips:
                     found[c.name][name] = scored.values[name].get(c.name)
-        names = self.options.names
+        names, stride = self.options.names, self.space.spatial_stride
+        size = [self.options.shape[3] * stride, self.options.shape[2] * stride]
         return [
             {"step": step, "prompt": names.get(c.prompt, c.prompt), "seed": c.seed, "strength": c.strength,
-             "file": self._path(step, c).name, "scores": found[c.name]}
+             "file": self._path(step, c).name, "size": size, "scores": found[c.name]}
             for c in clips
         ]  # fmt: skip
 
