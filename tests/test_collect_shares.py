@@ -1,5 +1,6 @@
 """`python -m trainers.prism collect` in several processes: every run is the run that one process would have made."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,14 @@ pytest.importorskip("accelerate")
 
 from trainers.kernels.files import header as formats
 from trainers.kernels.latent_space import WAN21
+from trainers.latents.read import list_clips, read_clip
+from trainers.pairs import cli as pairs
+from trainers.preferences import manifest
+from trainers.preferences import records as preference_records
 from trainers.prism import cli as prism
 from trainers.prism import collect as module
 
+from .preference_material import append_record
 from .test_prism_train import backbone  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,3 +183,44 @@ def test_a_shard_without_prompts_loads_no_model(backbone, texts, tmp_path, monke
     monkeypatch.setattr(module.wan_dit, "load", None)
     assert collect(backbone, texts, tmp_path / "out", *shard(5, 6)) == 0
     assert "0 of 5 prompts" in capsys.readouterr().out
+
+
+def test_runs_become_preference_records_whatever_the_count(backbone, texts, tmp_path, capsys):  # noqa: F811
+    """Pairs by the scores of the records; a candidate's latents are its run's."""
+    one, two, records = tmp_path / "one", tmp_path / "two", "records"
+    assert collect(backbone, texts, one, "--records", one / records) == 0
+    for index in (1, 0):
+        assert collect(backbone, texts, two, "--records", two / records, *shard(index, 2)) == 0
+    assert lines(one / records) == lines(two / records)
+    found = preference_records.read(two / records)
+    assert sorted(r.prompt for r in found) == sorted(PROMPTS)
+    runs = {ref.clip_id: read_clip(ref) for ref in list_clips(sorted(two.glob("latents-*")))}
+    for record in found:
+        assert len(record.candidates) == 2
+        for c in record.candidates:
+            (ref,) = list_clips([c.latent])
+            assert torch.equal(read_clip(ref), runs[f"{record.prompt}-{c.seed}"])
+            assert c.scores.keys() == {"flow_residual"}
+    argv = ["build", "--groups", two / records, "--output", tmp_path / "pairs", "--by", "stored:flow_residual"]
+    assert pairs.main([str(a) for a in argv]) == 0
+    pair = next(p for p in manifest.read(tmp_path / "pairs" / "pairs.jsonl") if p.prompt == "a fox")
+    (record,) = (r for r in found if r.prompt == "a fox")
+    best = max(record.candidates, key=lambda c: c.scores["flow_residual"])
+    assert pair.winner.resolve() == best.latent.resolve()
+    # A candidate that was lost is written again; records of other settings or origin stay.
+    best.latent.unlink()
+    assert collect(backbone, texts, two, "--records", two / records, "--merge") == 0
+    assert preference_records.read(two / records) == found
+    append_record(two / records, "by hand", torch.randn(2, 16, 2, 4, 8), WAN21)
+    assert collect(backbone, texts, tmp_path / "three", "--records", two / records, "--cfg", 2) == 0
+    assert [r.prompt for r in preference_records.read(two / records)] == [*(r.prompt for r in found), "by hand", *sorted(PROMPTS)]
+    assert len(list((two / records / "latents").iterdir())) == 10 + 2 + 10
+    (two / records / "records.jsonl").write_text("{}\n")
+    capsys.readouterr()
+    assert collect(backbone, texts, two, "--records", two / records) == 2
+    assert "records.jsonl, line 1: damaged, or not a preference record" in capsys.readouterr().err
+
+
+def lines(folder):
+    """The records of a folder without their times."""
+    return [json.loads(line) | {"created": None} for line in (folder / "records.jsonl").read_text().splitlines()]

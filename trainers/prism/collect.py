@@ -2,18 +2,19 @@
 
 Prompts are read embedded, from a file of kind "texts". Each prompt has its own seeds and its own shard, so an interrupted
 command continues with the next prompt. No preferences are written: score the runs by any means, or with --score by the model
-itself, and give the scores to `label`.
+itself, and give the scores to `label`. With --records the finished clips and their scores also become preference records,
+which `trainers.pairs build` and `trainers.dpo cache` read.
 
 Processes of `accelerate launch` or torchrun share the prompts; so do those of a job array with --shard_index and
---shard_count. Files and noise are the same whatever the count. The shard that completes the last prompt writes scores.jsonl;
-the same command with --merge does so at any time, or names the shards that are missing.
+--shard_count. Latents and noise are the same whatever the count. The shard that completes the last prompt writes scores.jsonl
+and records; the same command with --merge does so at any time, or names the shards that are missing.
 """
 
 import argparse
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..kernels.files import header as file_header
 from ..kernels.files.atomic import write_atomic
 from ..kernels.files.latents import write_latents
+from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
 from ..running import shares
 from ..running.device import DTYPES
@@ -32,6 +34,7 @@ from ..scorers.model_reward import MODEL_REWARDS, reward_of
 from ..wan import dit as wan_dit
 from ..wan import sampling as wan_sampling
 from ..wan.prompts import write_embeddings
+from . import records_of_runs
 from .data import TEXTS, require_no_manifest
 
 SIGMAS = (0.99, 0.97, 0.93, 0.85, 0.7)
@@ -58,6 +61,7 @@ def add_arguments(parser) -> None:
         "--score", nargs="+", choices=MODEL_REWARDS, default=[], metavar="NAME",
         help=f"also score finished clips by the model itself, into {SCORES} for `label`: {', '.join(MODEL_REWARDS)}",
     )  # fmt: skip
+    parser.add_argument("--records", type=Path, metavar="DIR", help="also write the finished clips as preference records")
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -68,29 +72,34 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     _check(args)
     require_no_manifest(args.output)
+    if args.records is not None:
+        records_of_runs.require_usable(args.records)
     texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)
     if not prompts:
         raise ValueError(f"{args.texts}: contains no prompt except the negative one")
     if args.negative is not None and args.negative not in texts:
         raise ValueError(f"{args.texts}: contains no text with the key '{args.negative}' (--negative)")
+    named = header.config.get("prompts", {})
     share, device = shares.begin(args, args.device)
     with share:
         args.output.mkdir(parents=True, exist_ok=True)
         if share.index == 0 and Path(args.texts).resolve() != (args.output / TEXTS).resolve():
-            known = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
+            known = {k: v for k, v in named.items() if k in prompts}
             kept_texts = {p: texts[p] for p in prompts}
             write_embeddings(args.output / TEXTS, kept_texts, header.latent_space, header.provenance, known)
         if not args.merge:
-            _sample(args, texts, share.of(prompts), device, share.is_main)
+            _sample(args, texts, named, share.of(prompts), device, share.is_main)
         share.wait()
         if share.is_main:
-            _finish(args, prompts, share)
+            _finish(args, named, prompts, share)
     return 0
 
 
-def _sample(args, texts: dict[str, Tensor], prompts: Sequence[str], device: torch.device, shown: bool) -> None:
-    """Writes the runs of these prompts, one file a prompt; files that are there are kept."""
+def _sample(
+    args, texts: Mapping[str, Tensor], named: Mapping[str, str], prompts: Sequence[str], device: torch.device, shown: bool
+) -> None:
+    """Writes the runs of these prompts, one file a prompt; files that are there are kept. named: {key: text of the prompt}."""
     if not prompts:
         return
     dit = wan_dit.load(args.backbone, None, DTYPES[args.backbone_dtype], device)
@@ -104,6 +113,7 @@ def _sample(args, texts: dict[str, Tensor], prompts: Sequence[str], device: torc
             target = path_of(args.output, prompt)
             if target.exists():
                 _require_same(target, settings)
+                _record(args, named, target)
                 bar.add_many(args.seeds)
                 continue
             tensors, clips, first = {}, {}, first_seed(prompt, args.seed)
@@ -121,10 +131,21 @@ def _sample(args, texts: dict[str, Tensor], prompts: Sequence[str], device: torc
                 bar.add_many(len(seeds))
             notes = provenance(args.argv, "trainers.prism")
             write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
+            _record(args, named, target)
 
 
-def _finish(args, prompts: Sequence[str], share: shares.Share) -> None:
-    """Writes the scores of all runs once every prompt has its file, and says what is there. Raises ShareError."""
+def _record(args, named: Mapping[str, str], runs: Path) -> Record | None:
+    """The record of a prompt, its candidates' latents written; None without --records."""
+    if args.records is None:
+        return None
+    negative = named.get(args.negative, "") if args.negative else ""
+    record = records_of_runs.record_of(args.records, runs, named, negative, Path(args.backbone).name)
+    records_of_runs.write_candidates(record, runs)
+    return record
+
+
+def _finish(args, named: Mapping[str, str], prompts: Sequence[str], share: shares.Share) -> None:
+    """Writes the scores and records of all runs once every prompt has its file, and says what is there. Raises ShareError."""
     targets = [path_of(args.output, prompt) for prompt in prompts]
     missing = [k for k, target in enumerate(targets) if not target.exists()]
     if missing and share.context is None and not share.whole:
@@ -138,6 +159,8 @@ def _finish(args, prompts: Sequence[str], share: shares.Share) -> None:
         settings = _require_same(target, settings)
     if args.score:
         _write_scores(args.output)
+    if args.records is not None:
+        records_of_runs.write_lines(args.records, [_record(args, named, target) for target in targets])
     sigmas = wan_sampling.sigmas(args.steps, args.shift).tolist()
     shown = ", ".join(f"{s:.3f}" for s in steps_of(sigmas, args.sigmas).values())
     print(f"{args.output}: {len(prompts)} prompts, {args.seeds} runs each, at sigma {shown}")
