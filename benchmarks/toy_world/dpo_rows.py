@@ -1,7 +1,7 @@
-"""Flow-DPO in the toy world: trains LoRAs on pairs by oracle labels and by the pack's own rewards, and judges held-out prompts.
+"""Flow-DPO in the toy world: LoRAs trained on pairs by oracle labels and by the pack's own rewards, on held-out prompts.
 
-    python -m benchmarks.toy_world.dpo_candidates --output_dir outputs/toy_world/dpo/candidates --captions 400
-    python -m benchmarks.toy_world.dpo_rows --candidates outputs/toy_world/dpo/candidates/part-* --output_dir outputs/toy_world/dpo
+    python -m benchmarks.toy_world.dpo_candidates --output_dir outputs/dpo/candidates --captions 400
+    python -m benchmarks.toy_world.dpo_rows --candidates outputs/dpo/candidates/part-* --output_dir outputs/dpo
 
 Every arm is a run of `python -m trainers.dpo` with the flags in ARMS; the arms of one label see the same pairs. Held-out
 prompts are combinations of attributes that neither the model nor the pairs contain, each with two seeds; the same noise for
@@ -148,7 +148,8 @@ def row_of(found: dict[str, list[float]], base: dict[str, list[float]]) -> dict[
 def report(arms: dict[str, dict], base: dict[str, list[float]], args) -> str:
     """Markdown of all arms."""
     names = (*SHOWN, "accuracy", "motion", *SECOND)
-    lines = ["| arm | labels | " + " | ".join(n.removeprefix("oracle.") for n in names) + " |", "|---" * (len(names) + 2) + "|"]
+    titles = ["arm", "labels", *(n.removeprefix("oracle.") for n in names)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     means = [statistics.mean(torch.tensor(base[n])) for n in names]
     lines.append("| base (means) | | " + " | ".join(m.text() for m in means) + " |")
     for arm, found in arms.items():
