@@ -315,6 +315,10 @@ def check(args) -> None:
     if args.full and args.format != "comfy":
         raise ValueError(f"--format {args.format} is a layout of LoRAs; --full writes a whole model, so leave it out")
     beta_of(args)
+    # Before the model is read: an optimiser that is not there, or refuses its arguments.
+    settings = settings_of(args)
+    dummy = [torch.nn.Parameter(torch.zeros(8, 8))]
+    optimisers.make(settings.optimiser, settings.optimiser_args, dummy, settings.learning_rate)
 
 
 def loss_of(args) -> PreferenceLoss:

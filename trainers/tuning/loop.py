@@ -32,8 +32,6 @@ class TuningRunError(ValueError):
 class Objective(Protocol):
     """What is minimised. Every method is called on every process, with the same values where they are not its own."""
 
-    can_stop: bool
-    """Whether `stop_reason` may ever give one: only then are copies of healthy parameters kept."""
     healthy: bool
     """Whether the parameters of the latest steps are fit to be written as a result."""
 
@@ -45,7 +43,8 @@ class Objective(Protocol):
         """Takes in a step's sums over all processes and returns the figures to log; applied: the step was not skipped."""
 
     def stop_reason(self) -> str | None:
-        """A sentence where the run must end now."""
+        """A sentence where the run must end now. An objective that never gives one says so by `can_stop` = False, and no
+        copies of healthy parameters are kept."""
 
     def state_dict(self) -> dict:
         """JSON values for a checkpoint."""
@@ -114,7 +113,8 @@ def train(
     described = settings.described() | described
     optimiser = optimisers.make(settings.optimiser, settings.optimiser_args, parameters.values(), settings.learning_rate)
     step, skipped, bad, figures = 0, 0, 0, {}
-    healthy = (0, _copies(parameters) if objective.can_stop else {})
+    watched = getattr(objective, "can_stop", True)
+    healthy = (0, _copies(parameters) if watched else {})
     if keep.resume:
         state = checkpoint.load(keep.resume, described)
         step, skipped = state.step, state.skipped
@@ -127,7 +127,7 @@ def train(
             return
         tensors, note = optimisers.pack(optimiser)
         tensors |= {PARAMETERS + n: p for n, p in parameters.items()}
-        if objective.can_stop and healthy[0] != step:
+        if watched and healthy[0] != step:
             tensors |= {HEALTHY + n: t for n, t in healthy[1].items()}
         notes = {"optimiser": note, "objective": objective.state_dict(), "healthy": healthy[0]}
         _save(keep, TrainingState(step, tensors, skipped, None, notes), described)
@@ -161,8 +161,8 @@ def train(
                 )
             stopped = objective.stop_reason()
             due = step == settings.steps or bool(keep.every and step % keep.every == 0) or stop_now
-            kept = objective.can_stop and (due or step % COPY_EVERY == 0)
-            if kept and applied and objective.healthy and not stopped:
+            copied = watched and (due or step % COPY_EVERY == 0)
+            if copied and applied and objective.healthy and not stopped:
                 healthy = (step, _copies(parameters))
             on_step(step, figures)
             if stopped:
@@ -228,7 +228,7 @@ def _restore(state: TrainingState, parameters, optimiser, objective: Objective) 
             f"the checkpoint of step {state.step} does not fit ({type(e).__name__}: {' '.join(str(e).split())[:120]}); "
             "resume with the model and the settings that it was made with"
         ) from e
-    if not objective.can_stop:
+    if not getattr(objective, "can_stop", True):
         return state.step, {}
     return notes["healthy"], {n: state.tensors.get(HEALTHY + n, state.tensors[PARAMETERS + n]) for n in parameters}
 
