@@ -33,6 +33,7 @@ from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.diagnostics import blur
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
 from trainers.preferences.groups import Candidate, Group
+from trainers.reporting.intervals import Interval
 from trainers.scorers import geometry_files, shell_lcc
 from trainers.scorers.scores import SCORERS, Scores
 from trainers.video import detail
@@ -519,7 +520,7 @@ class TestDifferences:
             for g, v in zip(groups, laplacian, strict=True):
                 a, b = g.candidates
                 found.figures |= {a.name: plain | {"laplacian": 100.0}, b.name: plain | {"laplacian": v}}
-            return alarms.of_details(differences.of_details(groups, 1, found), "lora", "base")
+            return alarms.of_details(differences.of_details(groups, 1, found), Interval(1.0, 1.0, 1.0, 0), "lora", "base")
 
         assert raised(99.0, 100.0, 101.0) == []
         assert raised(20.0, 100.0, 101.0) == []
@@ -527,6 +528,22 @@ class TestDifferences:
         assert "lora has lost fine detail" in said
         (said,) = raised(240.0, 250.0, 245.0)
         assert "far more fine detail" in said
+
+    def test_frames_that_differ_less_are_no_alarm_where_the_tracks_move_as_before(self):
+        groups, plain = self.groups(3), dict.fromkeys(detail.FIGURES, 1.0)
+        found = pictures.Pictures(groups)
+        for g in groups:
+            a, b = g.candidates
+            found.figures |= {a.name: plain | {"dynamics": 4.0}, b.name: plain | {"dynamics": 2.0}}
+        details = differences.of_details(groups, 1, found)
+        for motion, alarm in (
+            (Interval(math.nan, math.nan, math.nan, 0), "lora moves less, and a still clip raises many rewards: mean frame"),
+            (Interval(1.0, 0.9, 1.1, 3), None),
+            (Interval(0.5, 0.4, 0.6, 3), "lora moves less, and a still clip raises many rewards: motion of point tracks"),
+        ):
+            said = alarms.of_details(details, motion, "lora", "base")
+            assert len(said) == (alarm is not None)
+            assert all(text.startswith(alarm) for text in said)
 
     def test_the_summary_names_every_outcome(self):
         groups = self.groups(3)

@@ -6,14 +6,14 @@ a single pair has no interval, and its value is taken.
 
 import math
 
+from ..kernels.tuning.latent_detail import DETAIL as LOST_DETAIL
+from ..kernels.tuning.latent_detail import HIGH_FREQUENCY, HIGH_OVER_LAPLACIAN
 from ..reporting.curves import number
 from ..reporting.intervals import Interval
 from .differences import Details, Difference
 
-# high-frequency ratio over Laplacian ratio, and the high-frequency ratio itself: energy between a quarter of Nyquist and the
-# finest detail, as grids of a VAE's 8 pixels and noise add it.
-HIGH_OVER_LAPLACIAN, HIGH_FREQUENCY = 1.25, 1.1
-DETAIL = (0.8, 1.5)
+# Ratio of Laplacian variance: below, detail is lost; above, it may be noise.
+DETAIL = (LOST_DETAIL, 1.5)
 DYNAMICS = (0.8, 1.25)
 CONTRAST, SATURATION = (0.75, 1.33), (0.75, 1.33)
 BRIGHTNESS, EXPOSED = 0.08, 0.02
@@ -22,8 +22,11 @@ CHANGE = 1.0
 UNDETERMINED = 0.1
 
 
-def of_details(details: Details | None, tuned: str, base: str) -> list[str]:
-    """Sentences, the gravest first; [] without pictures or without alarms."""
+def of_details(details: Details | None, motion: Interval, tuned: str, base: str) -> list[str]:
+    """Sentences, the gravest first; [] without pictures or without alarms. motion: ratio of the point tracks' motion.
+
+    Less noise and less detail also make frames differ less, so that the tracks' motion decides where most pairs have it.
+    """
     if details is None:
         return []
     r, s = details.ratios, details.shares
@@ -37,10 +40,13 @@ def of_details(details: Details | None, tuned: str, base: str) -> list[str]:
         r["laplacian"], DETAIL, f"{tuned} has lost fine detail (blurred)",
         f"{tuned} has far more fine detail, look for noise and over-sharpening", "Laplacian variance", base,
     )  # fmt: skip
-    found += _outside(
-        r["dynamics"], DYNAMICS, f"{tuned} moves less, and a still clip raises many rewards",
-        f"{tuned} changes more between frames, look for flicker", "mean frame difference", base,
-    )  # fmt: skip
+    still = f"{tuned} moves less, and a still clip raises many rewards"
+    tracked = 2 * motion.n >= r["dynamics"].n
+    if tracked:
+        found += _outside(motion, (DYNAMICS[0], math.inf), still, "", "motion of point tracks", base)
+    limits = (-math.inf if tracked else DYNAMICS[0], DYNAMICS[1])
+    more = f"{tuned} changes more between frames, look for flicker"
+    found += _outside(r["dynamics"], limits, still, more, "mean frame difference", base)
     if _above(s["exposed"], EXPOSED):
         found.append(
             f"over-exposed: {number(100 * s['exposed'].mean, 3)} % more of {tuned}'s pixels are nearly white than of {base}'s"

@@ -185,8 +185,9 @@ def _result(sides: Sequence[str], place: int, found: Pictures, scores: Scores) -
         asked = known_prompts(groups) if reward in OF_PROMPTS else groups
         measured.append(differences.of_reward(reward, asked, place, scores))
     details = differences.of_details(groups, place, found)
-    raised = alarms.of_details(details, side, base) + alarms.of_rewards(measured, side, base, len(groups))
-    return html_page.Result(side, measured, details, differences.of_motion(groups, place, scores), raised)
+    motion = differences.of_motion(groups, place, scores)
+    raised = alarms.of_details(details, motion, side, base) + alarms.of_rewards(measured, side, base, len(groups))
+    return html_page.Result(side, measured, details, motion, raised)
 
 
 def _write(

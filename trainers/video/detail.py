@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.shell_lcc.diagnostics import high_frequency_share
+from ..kernels.tuning.latent_detail import laplacian_variance
 
 # Luma of BT.601, and the level from which a pixel counts as over-exposed.
 LUMA = (0.299, 0.587, 0.114)
@@ -53,12 +54,6 @@ def figures(frames: Tensor) -> dict[str, float]:
         before = y
     steps = {"dynamics": max(1, len(frames) - 1)}
     return {name: total / steps.get(name, len(frames)) for name, total in sums.items()}
-
-
-def laplacian_variance(y: Tensor) -> float:
-    """Variance of the 4-neighbour Laplacian of one frame's luma [H, W], without the border."""
-    around = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:]
-    return float((around - 4 * y[1:-1, 1:-1]).var(correction=0))
 
 
 def relative_change(frames: Tensor, base: Tensor) -> float:
