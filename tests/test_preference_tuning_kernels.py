@@ -237,3 +237,27 @@ class TestNoiseLevels:
         for bad in ({"kind": "beta"}, {"low": 0.5, "high": 0.5}, {"shift": 0.0}, {"kind": "list"}, outside):
             with pytest.raises(ValueError, match="expected|must|no noise level"):
                 NoiseLevels(**bad)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "linear"])
+def test_on_a_pretend_gpu_nothing_changes_its_device_or_waits(kind):
+    """Coefficients and terms are computed where the errors are, without waiting for the device."""
+    from .pretend_gpu import DEVICE, PretendGPU
+
+    loss = PreferenceLoss(kind, sft=0.1, anchor=1, reference=0.5, static=0.5)
+    pair = some_pair()
+    v, r = torch.randn_like(pair.winner), torch.randn_like(pair.winner)
+
+    def everything(v, r, w, n, s):
+        error = losses.velocity_error(v, n - w, 1)
+        errors = Errors(error, 1.1 * error, 0.9 * error, error)
+        further = losses.of_prediction(v, w, s, losses.motion(r), r, 50.0, loss, 1)
+        return (*losses.coefficients(errors, 50.0, loss), losses.of_errors(errors, 50.0, loss), further)
+
+    inputs = (v, r, pair.winner, pair.noise, pair.sigma)
+    wanted = everything(*inputs)
+    with PretendGPU() as gpu:
+        found = everything(*(t.to(DEVICE) for t in inputs))
+        assert not gpu.synchronisations
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.held, b)
