@@ -73,26 +73,20 @@ def two_graphs(velocity: Velocity, pair: NoisyPair, model: torch.nn.Module) -> N
 
 
 def measured(call: Callable[[], None], device: torch.device, repeats: int) -> tuple[float, float, float]:
-    """(MiB of living tensors at the peak, MiB that the allocator held more, NaN without a GPU, best seconds)."""
-    if device.type == "cuda":
-        call()
+    """(MiB of living tensors at the peak, MiB that the allocator held more, best seconds), the last two of a GPU, else NaN."""
     with LiveBytes() as live:
         call()
-    allocator = float("nan")
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    seconds = []
+    if device.type != "cuda":
+        return live.peak / MIB, float("nan"), float("nan")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, seconds = torch.cuda.memory_allocated(), []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    if device.type == "cuda":
-        allocator = (torch.cuda.max_memory_allocated() - before) / MIB
-    return live.peak / MIB, allocator, min(seconds)
+    return live.peak / MIB, (torch.cuda.max_memory_allocated() - before) / MIB, min(seconds)
 
 
 def main(argv=None) -> int:
@@ -101,7 +95,7 @@ def main(argv=None) -> int:
     parser.add_argument("--latent", type=int, nargs=4, default=(16, 3, 20, 32), metavar=("C", "T", "H", "W"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the frozen weights (default bf16)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls, on a GPU (default 3)")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     model = make_model(args.layers, DTYPES[args.dtype], device)
@@ -129,8 +123,8 @@ def main(argv=None) -> int:
             peak, allocator, seconds = measured(call, device, args.repeats)
             base = base or peak
             shown = "yes" if checkpointing else "no"
-            held = "-" if allocator != allocator else f"{allocator:.0f}"
-            print(f"| {shown} | {name} | {peak:.0f} | {peak / base:.2f} | {held} | {seconds:.1f} |", flush=True)
+            gpu = "- | -" if device.type != "cuda" else f"{allocator:.0f} | {seconds:.2f}"
+            print(f"| {shown} | {name} | {peak:.0f} | {peak / base:.2f} | {gpu} |", flush=True)
     return 0
 
 
