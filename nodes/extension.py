@@ -20,6 +20,7 @@ from . import (
     shell_lcc_guidance,
     shell_lcc_refine,
     shell_lcc_score,
+    train_preference_lora,
 )
 
 MODULES = (
@@ -40,6 +41,7 @@ MODULES = (
     geometry_da3,
     geometry_files,
     record_preference,
+    train_preference_lora,
 )
 
 
