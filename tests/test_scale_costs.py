@@ -170,7 +170,7 @@ def test_the_documents_other_figures_are_the_scripts():
     for low, high in (costs.DIT_SHARE, costs.VAE_SHARE):
         assert f"{100 * low:.0f} to {100 * high:.0f} %" in text
     assert "{} s with OpenCV, {} s with torch".format(*costs.GEOMETRY_S) in text
-    prompt = 8 * costs.sampling_flops(costs.SIZES["14B"], 32_760, 50)
-    assert "{:.0f} to {:.0f} minutes of an H100".format(*(60 * h for h in costs.hours(prompt, 989e12, costs.DIT_SHARE))) in text
+    prompt = costs.hours(8 * costs.sampling_flops(costs.SIZES["14B"], 32_760, 50), costs.PEAK["H100 SXM"], costs.DIT_SHARE)
+    assert "{:.0f} to {:.0f} minutes of an H100".format(*(60 * h for h in prompt)) in text
     assert f"holds {costs.USABLE // 2**30} GiB" in text
     assert "H100 SXM {:.0f}, A100 {:.0f} TFLOP/s".format(*(p / 1e12 for p in costs.PEAK.values())) in text
