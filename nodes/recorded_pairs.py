@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import comfy.model_management
@@ -13,6 +14,7 @@ from ..kernels.files import preference_records
 from ..kernels.files.latents import describe_one, read_one
 from ..kernels.files.preference_records import RECORDS, Record
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
+from ..kernels.prism.preference_loss import TIE, WIN
 from .model_files import file_state
 from .output_names import NAME, in_output, is_in_output
 from .record_preference import FOLDER
@@ -29,6 +31,14 @@ class RecordedPair:
     prompt: str
     winner: Path
     loser: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two candidates of one prompt; outcome: WIN where the first is better, TIE."""
+
+    pair: RecordedPair
+    outcome: int
 
 
 def folder_of(text: str, source: str) -> Path:
@@ -60,50 +70,68 @@ def read(folder: Path, decided_by: str) -> list[RecordedPair]:
     """The pairs of a folder: the recorded preferences, or where `decided_by` names a score, the best against the worst
     candidate of each record. Raises PairsError, RecordError or FileNotFoundError.
     """
-    records = preference_records.read(folder)
-    if not records:
-        raise PairsError(f"{folder / RECORDS}: contains no record; record candidates with Record Preference first")
-    pairs = [pair for record in records if (pair := _pair(record, decided_by)) is not None]
-    if not pairs:
-        names = ", ".join(sorted({name for r in records for c in r.candidates for name in c.scores})) or "none"
+    pairs = []
+    for record in _records(folder):
+        chosen = record.preference
         if decided_by:
-            raise PairsError(
-                f"{folder / RECORDS}: no record has two candidates with different scores '{decided_by}'; scores found: {names}"
-            )
-        raise PairsError(
-            f"{folder / RECORDS}: none of its {len(records)} records has a preference; record winner and loser, or name the "
-            f"score that decides in 'decided_by' (found: {names})"
-        )
-    return pairs
+            known = _scored(record, decided_by)
+            best, worst = (max(known), min(known)) if known else ((0.0, 0), (0.0, 0))
+            chosen = (best[1], worst[1]) if best[0] > worst[0] else None
+        if chosen is not None:
+            pairs.append(_pair(record, *chosen))
+    return _some(pairs, folder, decided_by)
 
 
-def require_fit(pairs: Sequence[RecordedPair], space: LatentSpace, model: str) -> tuple[int, ...]:
-    """The latent shape [C, T, h, w] that all clips have; every file is read once, so that a bad one is found at the start.
-
-    Raises PairsError for several sizes and for a winner equal to its loser, LatentSpaceError unless the clips are of `space`,
-    that of `model`, and FormatError for a file that is damaged or has NaN.
+def read_comparisons(folder: Path, decided_by: str) -> list[Comparison]:
+    """The comparisons of a folder: the recorded preferences, or where `decided_by` names a score, all pairs of candidates of
+    each record, equal scores being ties. Raises PairsError, RecordError or FileNotFoundError.
     """
-    shape, first = None, None
+    found = []
+    for record in _records(folder):
+        if not decided_by:
+            found += [Comparison(_pair(record, *record.preference), WIN)] if record.preference else []
+            continue
+        for (first, a), (second, b) in combinations(_scored(record, decided_by), 2):
+            better, worse = (a, b) if first >= second else (b, a)
+            found.append(Comparison(_pair(record, better, worse), TIE if first == second else WIN))
+    if all(c.outcome == TIE for c in found):
+        found = []
+    return _some(found, folder, decided_by)
+
+
+def require_fit(files: Sequence[Path], space: LatentSpace, model: str) -> tuple[int, ...]:
+    """The latent shape [C, T, h, w] that all clips have, from the files' headers.
+
+    Raises PairsError for several sizes, LatentSpaceError unless the clips are of `space`, that of `model`, and FormatError for
+    a file that is damaged.
+    """
+    shape = None
+    for path in files:
+        found, own = describe_one(path)
+        if not found.same_as(space):
+            raise LatentSpaceError(
+                f"{path}: holds '{found.id}' latents, {model} works in '{space.id}'; train the model that the candidates "
+                "were made with"
+            )
+        shape = shape or own
+        if own != shape:
+            raise PairsError(
+                f"{path}: is {list(own)} and {files[0].name} is {list(shape)} (channels, frames, height, width); record "
+                "clips of one size and length in a folder of their own"
+            )
+    return shape
+
+
+def require_different(pairs: Sequence[RecordedPair]) -> None:
+    """Reads every file once, so that a bad one is found at the start. Raises PairsError for a winner equal to its loser, and
+    FormatError for a file that is damaged or has NaN.
+    """
     for pair in pairs:
-        for path in (pair.winner, pair.loser):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            found, own = describe_one(path)
-            if not found.same_as(space):
-                raise LatentSpaceError(
-                    f"{path}: holds '{found.id}' latents, {model} works in '{space.id}'; train the model that the candidates "
-                    "were made with"
-                )
-            shape, first = shape or own, first or path
-            if own != shape:
-                raise PairsError(
-                    f"{path}: is {list(own)} and {first.name} is {list(shape)} (channels, frames, height, width); record "
-                    "clips of one size and length in a folder of their own"
-                )
+        comfy.model_management.throw_exception_if_processing_interrupted()
         if torch.equal(read_one(pair.winner), read_one(pair.loser)):
             raise PairsError(
                 f"{pair.winner} and {pair.loser.name} have the same content, so neither is better; remove the record"
             )
-    return shape
 
 
 def digest(pairs: Sequence[RecordedPair]) -> str:
@@ -112,14 +140,32 @@ def digest(pairs: Sequence[RecordedPair]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _pair(record: Record, decided_by: str) -> RecordedPair | None:
-    if not decided_by:
-        chosen = record.preference
-    else:
-        known = [(c.scores[decided_by], i) for i, c in enumerate(record.candidates) if decided_by in c.scores]
-        best, worst = (max(known), min(known)) if known else ((0.0, 0), (0.0, 0))
-        chosen = (best[1], worst[1]) if best[0] > worst[0] else None
-    if chosen is None:
-        return None
-    winner, loser = (record.candidates[i].latent for i in chosen)
-    return RecordedPair(record.prompt, winner, loser)
+def _records(folder: Path) -> list[Record]:
+    records = preference_records.read(folder)
+    if not records:
+        raise PairsError(f"{folder / RECORDS}: contains no record; record candidates with Record Preference first")
+    return records
+
+
+def _scored(record: Record, name: str) -> list[tuple[float, int]]:
+    return [(c.scores[name], i) for i, c in enumerate(record.candidates) if name in c.scores]
+
+
+def _pair(record: Record, winner: int, loser: int) -> RecordedPair:
+    return RecordedPair(record.prompt, record.candidates[winner].latent, record.candidates[loser].latent)
+
+
+def _some(found: list, folder: Path, decided_by: str) -> list:
+    """What was found, unless it is nothing. Raises PairsError that says why."""
+    if found:
+        return found
+    records = preference_records.read(folder)
+    names = ", ".join(sorted({name for r in records for c in r.candidates for name in c.scores})) or "none"
+    if decided_by:
+        raise PairsError(
+            f"{folder / RECORDS}: no record has two candidates with different scores '{decided_by}'; scores found: {names}"
+        )
+    raise PairsError(
+        f"{folder / RECORDS}: none of its {len(records)} records has a preference; record winner and loser, or name the score "
+        f"that decides in 'decided_by' (found: {names})"
+    )

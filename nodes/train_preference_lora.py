@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..kernels.latent_space import from_comfy
-from ..kernels.prism.backbone import Backbone, of_wan_module
+from ..kernels.prism.backbone import Backbone
 from ..kernels.tuning.auto_beta import AutoBeta, FixedBeta
 from ..kernels.tuning.noise_levels import LOGIT_NORMAL, SHIFTED, UNIFORM, NoiseLevels
 from ..kernels.tuning.preference_loss import PreferenceLoss
@@ -33,11 +33,11 @@ from .preference_objective import (
     LOSS,
     RIGHT,
     WINNER,
-    Guided,
     PreferenceObjective,
-    Training,
 )
 from .recorded_pairs import RecordedPair
+from .trainable_model import core_training, own_copy, require_trainable, source_name
+from .training_guider import Prompts, Training, empty_prompt
 from .training_loop import COSINE, LoopSettings, Outcome, TrainingError
 
 TITLE = "Train Preference LoRA"
@@ -79,58 +79,6 @@ class LoraSettings:
         return PreferenceLoss(sft=self.sft_weight, anchor=self.winner_anchor, static=self.static_penalty)
 
 
-def require_trainable(model, source: str) -> Backbone:
-    """What the model's transformer is. Raises ValueError, naming `source`, for one that cannot be trained on records."""
-    name = type(model.model).__name__
-    network = model.model.diffusion_model
-    if not attention_layers(network):
-        raise ValueError(f"{source}: {name} has no attention layers of a Wan transformer; load Wan 2.1 or Wan 2.2")
-    backbone, channels = of_wan_module(network), model.get_model_object("latent_format").latent_channels
-    if backbone.channels != channels:
-        raise ValueError(
-            f"{source}: {name} is an image-to-video model, and records do not keep the image; load a text-to-video model, or "
-            "use `python -m trainers.dpo`"
-        )
-    return backbone
-
-
-def own_copy(model, source: str):
-    """A clone with weights of its own, read from the file again, so that `model` is left as it is.
-
-    Raises ValueError, naming `source`, for a model that no loader of ComfyUI's own made.
-    """
-    if getattr(model, "cached_patcher_init", None) is None:
-        raise ValueError(
-            f"{source}: its weights cannot be read again, since the loader that made it does not say from where; use Load "
-            "Diffusion Model or Load Checkpoint"
-        )
-    copy = model.clone(force_deepcopy=True)
-    copy.model.requires_grad_(False)
-    if copy.model.get_dtype_inference() == torch.float16:
-        # Gradients overflow in fp16.
-        copy.set_model_compute_dtype(torch.bfloat16)
-    return copy
-
-
-def core_training():
-    """Core's module of training nodes. Raises ImportError in one sentence for a ComfyUI that lacks what is needed."""
-    try:
-        from comfy_extras import nodes_train
-    except ImportError as e:
-        raise ImportError(f"{TITLE}: this ComfyUI has no training nodes ({e}); update ComfyUI to 0.25.0 or later") from e
-    missing = [name for name in ("TrainGuider", "patch", "unpatch") if not hasattr(nodes_train, name)]
-    if missing:
-        raise ImportError(f"{TITLE}: ComfyUI's nodes_train.py has no {missing[0]}; update ComfyUI to 0.25.0 or later")
-    return nodes_train
-
-
-def source_name(model) -> str:
-    """The file that a model was loaded from, without its folder; "MODEL.safetensors" where that is not known."""
-    made = getattr(model, "cached_patcher_init", None)
-    path = made[1][0] if made and made[1] else None
-    return Path(path).name if isinstance(path, str) else "MODEL.safetensors"
-
-
 class LoraTraining:
     """One training of the node: a copy of the model, with adapters in it, inside core's guider."""
 
@@ -138,7 +86,7 @@ class LoraTraining:
         self, model, settings: LoraSettings, pairs: Sequence[RecordedPair], words: Mapping[str, torch.Tensor], length: int,
         checkpointing: bool, offloading: bool,
     ):  # fmt: skip
-        self.core = core_training()
+        self.core = core_training(TITLE)
         self.model, self.settings, self.pairs = model, settings, pairs
         self.words, self.length, self.checkpointing, self.offloading = words, length, checkpointing, offloading
         self.adapters = Adapters(attention_layers(model.model.diffusion_model), settings.rank, settings.seed)
@@ -151,11 +99,11 @@ class LoraTraining:
 
         def train(guider, options) -> Outcome:
             device = guider.model_patcher.load_device
-            guided = Guided(guider.inner_model, guider.conds["positive"][0], options, self.words, self.length)
+            prompts = Prompts(guider, options, self.words, self.length)
             parameters = self.adapters.parameters()
             beta = FixedBeta(self.settings.beta) if self.settings.beta else AutoBeta()
             objective = PreferenceObjective(
-                self.pairs, guided, self.adapters.off, self.settings.levels, self.settings.loss, beta,
+                self.pairs, prompts, self.adapters.off, self.settings.levels, self.settings.loss, beta,
                 self.settings.pairs_per_step, self.settings.seed, self.settings.max_winner_rise, device,
                 lambda: bar.update(1),
             )  # fmt: skip
@@ -163,9 +111,7 @@ class LoraTraining:
             return training_loop.train(parameters, optimiser, objective, loop, state, on_step, on_save)
 
         guider = self.core.TrainGuider(self.model, offloading=self.offloading)
-        first = next(iter(self.words.values()))
-        text = torch.nn.functional.pad(first, (0, 0, 0, self.length - len(first)))[None]
-        guider.set_conds([[text, {}]])
+        guider.set_conds(empty_prompt(self.words, self.length))
         training = Training(train)
         try:
             comfy.model_management.in_training = True
@@ -458,7 +404,7 @@ class TrainPreferenceLora(io.ComfyNode):
             decided_by.strip(), steps, rank, learning_rate, beta, pairs_per_step, seed, noise_levels, shift, sigma_low,
             sigma_high, winner_anchor, sft_weight, static_penalty, max_winner_rise, warmup_steps,
         )  # fmt: skip
-        core_training()
+        core_training(TITLE)
         require_plain(name, f"{TITLE}, input 'name'", "file")
         # A range without a level is a mistake to say before anything is loaded.
         settings.levels  # noqa: B018
@@ -467,7 +413,9 @@ class TrainPreferenceLora(io.ComfyNode):
             records = recorded_pairs.folder_of(folder, f"{TITLE}, input 'folder'")
             pairs = recorded_pairs.read(records, settings.decided_by)
             space = from_comfy(model.get_model_object("latent_format"))
-            shape = recorded_pairs.require_fit(pairs, space, f"model {type(model.model).__name__}")
+            files = [path for pair in pairs for path in (pair.winner, pair.loser)]
+            shape = recorded_pairs.require_fit(files, space, f"model {type(model.model).__name__}")
+            recorded_pairs.require_different(pairs)
             path, file = training_state.path_of(name), Path(in_output(LORA_FOLDER, f"{name}.safetensors"))
             described = vars(settings) | {
                 "pairs": recorded_pairs.digest(pairs), "model": [backbone.architecture, dict(backbone.fingerprint)],
