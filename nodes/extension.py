@@ -21,6 +21,7 @@ from . import (
     shell_lcc_refine,
     shell_lcc_score,
     train_preference_lora,
+    train_prism_head,
 )
 
 MODULES = (
@@ -42,6 +43,7 @@ MODULES = (
     geometry_files,
     record_preference,
     train_preference_lora,
+    train_prism_head,
 )
 
 

@@ -23,6 +23,12 @@ LORA = {
     "warmup_steps": 1, "lora_dtype": "fp32", "checkpointing": True, "offloading": False,
 }  # fmt: skip
 LAYERS = 2 * 2 * 4
+HEAD = {
+    "folder": "training", "decided_by": "", "name": "head", "taps": "1", "steps": 4, "learning_rate": 3e-3,
+    "pairs_per_step": 2, "seed": 5, "held_out": 0.3, "save_every": 2, "resume": True, "dim": 16, "heads": 2,
+    "layers": 2, "queries": 1,
+    "sigma_low": 0.0, "sigma_high": 1.0, "weight_decay": 0.01, "eta": 5.0, "warmup_steps": 1,
+}  # fmt: skip
 
 
 def candidates(seed, frames=2, size=4, channels=16):
@@ -76,8 +82,22 @@ def train(comfy, model, clip, records):
     return run
 
 
+@pytest.fixture
+def train_head(comfy, model, clip, records):
+    """Runs Train PRISM Head with HEAD's inputs and the changes."""
+
+    def run(**changes):
+        return comfy.run(node("TrainPrismHead"), **{"model": model, "clip": clip, **HEAD, **changes})
+
+    return run
+
+
 def lora_file(comfy, name):
     return comfy.base / "output" / "loras" / f"{name}.safetensors"
+
+
+def head_file(comfy, name):
+    return comfy.base / "models" / "prism" / f"{name}.safetensors"
 
 
 def state_file(comfy, name):
@@ -167,21 +187,21 @@ def test_a_resumed_training_equals_an_unbroken_one(comfy, train, monkeypatch):
     assert all(torch.equal(again[k], whole[k]) for k in whole)
 
 
-def interrupted(comfy, train, monkeypatch, step, **changes):
-    """Interrupts a training in the middle of the step after `step`; returns the step that was saved."""
+def interrupted(comfy, train, monkeypatch, step, objective=None, **changes):
+    """Interrupts a training in the step after `step`; returns the step that was saved."""
     import comfy.model_management as memory
 
-    objective = comfy.module("nodes.preference_objective").PreferenceObjective
-    plain = objective.finish
+    objective = objective or comfy.module("nodes.preference_objective").PreferenceObjective
+    plain = objective.accumulate
 
-    def finish(self, figures):
-        plain(self, figures)
-        if self.step == step:
+    def accumulate(self, number):
+        if number == step:
             # Noticed by the next forward.
             memory.interrupt_current_processing(True)
+        return plain(self, number)
 
     with monkeypatch.context() as m:
-        m.setattr(objective, "finish", finish)
+        m.setattr(objective, "accumulate", accumulate)
         with pytest.raises(memory.InterruptProcessingException):
             train(**changes)
     assert not memory.in_training
@@ -363,3 +383,107 @@ def test_new_records_make_the_node_run_again(comfy, records):
     record(comfy, "more", "a cat", candidates(1))
     assert cls.fingerprint_inputs(folder="more") != one
     assert "no records" in cls.fingerprint_inputs(folder="nowhere")
+
+
+def test_a_head_learns_and_scores_unseen_prompts(comfy, model, clip, train_head):
+    """Smooth clips win in all records, so the held-out prompt's can be told as well. Also: the model is left as it was."""
+    before, own = weights(model), velocity(model)
+    head, losses, report = train_head(name="learnt", steps=40, pairs_per_step=4, sigma_high=0.6)
+    assert sum(losses["loss"][-5:]) < 0.5 * sum(losses["loss"][:5])
+    assert "accuracy 1.00 on training pairs" in report
+    assert "Held-out accuracy 1.00 (chance is 0.50), on 1 decided pairs of 1 prompts" in report
+    assert all(torch.equal(v, before[k]) for k, v in weights(model).items())
+    assert torch.equal(velocity(model), own)
+
+    (loaded,) = comfy.run(node("LoadPrism"), file="learnt.safetensors")
+    assert loaded.loaded.backbone == head.loaded.backbone
+    assert loaded.loaded.provenance["pairs"] == 2
+    assert {row["sigma"] for row in loaded.loaded.metrics["accuracy"]} == {0.5, 0.3, 0.1}
+    (positive,) = comfy.run("CLIPTextEncode", clip=clip, text="a dog")
+    found = [
+        comfy.run(
+            node("PrismScore"), model=model, head=h, positive=positive, latent=candidates(9), sigmas="0.3", draws=1, seed=0
+        )
+        for h in (head, loaded)
+    ]
+    assert found[0][1] == found[1][1]
+    assert found[0][1][0] > found[0][1][1]
+    comfy.run("LossGraphNode", loss=losses, filename_prefix="loss")
+
+
+def test_a_resumed_head_equals_an_unbroken_one(comfy, train_head, monkeypatch):
+    whole, losses, report = train_head(name="head_whole")
+    objective = comfy.module("nodes.prism_objective").PrismObjective
+    assert interrupted(comfy, train_head, monkeypatch, 3, objective, name="head_broken") == 3
+    assert not head_file(comfy, "head_broken").exists()
+    resumed, same, _ = train_head(name="head_broken")
+    assert same == losses
+    then, now = (dict(h.loaded.head.named_parameters()) for h in (whole, resumed))
+    assert all(torch.equal(now[k], then[k]) for k in then)
+    *_, text = train_head(name="head_whole")
+    assert text == report
+
+
+def test_all_pairs_by_a_score_with_ties(comfy, train_head):
+    for seed in (0, 1, 2):
+        latent = {"samples": torch.cat([candidates(seed)["samples"], candidates(seed + 5)["samples"][:1]])}
+        record(comfy, "ties", f"prompt {seed}", latent, (-1, -1), scores=[0.5, 0.1, 0.5])
+    head, _, report = train_head(folder="ties", decided_by="steady", name="ties", steps=1)
+    assert "on 6 pairs of 2 prompts" in report
+    assert head.loaded.head.config.dimensions == ("steady",)
+    assert head.loaded.metrics["accuracy"][0] | {"calibration": 0, "without_ties": 0, "with_ties": 0} == {
+        "dimension": "steady", "sigma": 0.99, "pairs": 3, "decided": 2, "without_ties": 0, "with_ties": 0, "calibration": 0,
+    }  # fmt: skip
+
+
+def test_the_heads_command_line_is_one_that_the_trainer_reads(train_head, records):
+    pytest.importorskip("diffusers")
+    import argparse
+
+    from trainers.preferences import tables
+    from trainers.prism import cache
+    from trainers.prism import train as command
+
+    for decided_by, count in (("", 3), ("steady", 3)):
+        *_, report = train_head(name=f"command_{decided_by}", steps=1, decided_by=decided_by)
+        first, second = report.splitlines()[-1].split(" && ")
+        found = {}
+        for text, module in ((first, cache), (second, command)):
+            words = shlex.split(text)
+            assert words[:3] == ["python", "-m", "trainers.prism"]
+            parser = argparse.ArgumentParser(allow_abbrev=False)
+            module.add_arguments(parser)
+            found |= vars(parser.parse_args(words[4:]))
+        assert len(tables.read(found["pairs"], None, found["dimensions"])) == count
+        assert (found["taps"], found["dim"], found["learning_rate"], found["max_train_steps"]) == ([1], 16, 3e-3, 1)
+        command._check(argparse.Namespace(**found))
+
+
+def test_bad_inputs_of_the_head_are_named_in_one_sentence(comfy, train_head, clip):
+    record(comfy, "one_prompt", "a cat", candidates(0))
+    record(comfy, "two_sizes", "a cat", candidates(0))
+    record(comfy, "two_sizes", "a dog", candidates(1, frames=3))
+    record(comfy, "head_space", "a cat", candidates(0, channels=48))
+    (image,) = comfy.run("UNETLoader", unet_name=I2V_NAME, weight_dtype="default")
+    for changes, message in (
+        ({"taps": "two"}, "input 'taps': found 'two', expected numbers of blocks"),
+        ({"taps": "2"}, "input 'taps': found '2', expected ascending numbers of blocks from 0 to 1"),
+        ({"taps": "1, 0"}, "input 'taps': found '1, 0', expected ascending"),
+        ({"heads": 3}, "heads 3 do not divide dim 16"),
+        ({"sigma_low": 1.0}, "sigma_low 1 and sigma_high 1; give the lower first"),
+        ({"folder": "one_prompt"}, "the records have one prompt only; record candidates of at least two"),
+        ({"folder": "two_sizes"}, r"is \[16, 3, 4, 4\] and .* is \[16, 2, 4, 4\].*one size and length"),
+        ({"folder": "head_space"}, "holds 'wan22' latents, model WAN21 works in 'wan21'"),
+        ({"folder": "nowhere"}, "there are no records in .*nowhere; record candidates"),
+        ({"decided_by": "fun"}, "no record has two candidates with different scores 'fun'; scores found: steady"),
+        ({"model": image}, "is an image-to-video model, and records do not keep the image"),
+        ({"name": "../x"}, "input 'name': found '../x', expected the name of one file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_head(**{"name": "bad_head"} | changes)
+    assert not state_file(comfy, "bad_head").exists()
+    assert not head_file(comfy, "bad_head").exists()
+    head_file(comfy, "foreign_head").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="foreign_head.safetensors: exists"):
+        train_head(name="foreign_head")
+    head_file(comfy, "foreign_head").unlink()
