@@ -127,6 +127,8 @@ def test_a_killed_shard_goes_on_as_part_of_another_count(backbone, texts, tmp_pa
 
 def test_processes_of_a_launcher_share_the_prompts(backbone, texts, tmp_path):  # noqa: F811
     out = tmp_path / "two"
+    # The main process finds its share done, and has to wait.
+    assert collect(backbone, texts, out, *shard(0, 2)) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.prism"]
     ended = subprocess.run(
         [*command, *arguments(backbone, texts, out)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
@@ -213,7 +215,8 @@ def test_runs_become_preference_records_whatever_the_count(backbone, texts, tmp_
     assert preference_records.read(two / records) == found
     append_record(two / records, "by hand", torch.randn(2, 16, 2, 4, 8), WAN21)
     assert collect(backbone, texts, tmp_path / "three", "--records", two / records, "--cfg", 2) == 0
-    assert [r.prompt for r in preference_records.read(two / records)] == [*(r.prompt for r in found), "by hand", *sorted(PROMPTS)]
+    prompts = [r.prompt for r in preference_records.read(two / records)]
+    assert prompts == [*(r.prompt for r in found), "by hand", *sorted(PROMPTS)]
     assert len(list((two / records / "latents").iterdir())) == 10 + 2 + 10
     (two / records / "records.jsonl").write_text("{}\n")
     capsys.readouterr()

@@ -124,6 +124,8 @@ def test_a_killed_shard_goes_on_in_one_process(clips, tmp_path, monkeypatch):
 
 def test_processes_of_a_launcher_share_the_clips(clips, tmp_path):
     out = tmp_path / "two"
+    # The main process finds its share done, and has to wait.
+    assert shard(clips, out, 0, 2) == 0
     ended = python(*LAUNCH, *command(clips, out))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("scores.jsonl: ") == 1
@@ -171,3 +173,25 @@ def test_more_shards_than_clips(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(geometry_files, "score_file", None)
     assert shard(clips, out, 9, 10) == 0
     assert (out / "scores-00009-of-00010.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+def test_a_record_counts_whatever_file_says_that_the_clip_was_skipped(clips, tmp_path, monkeypatch, first, second):
+    """A clip that could not be read once, as on a disk that was away, is scored by the next shard that has it."""
+    plain, out = geometry_files.score_file, tmp_path / "out"
+
+    def away(task):
+        row = plain(task)
+        return {k: v for k, v in row.items() if k != "record"} | {"skipped": "0.mkv: away"} if task.name == "0.mkv" else row
+
+    with monkeypatch.context() as patched:
+        patched.setattr(geometry_files, "score_file", away)
+        for index in range(first):
+            assert shard(clips, out, index, first) == 0
+    scored = counted(monkeypatch)
+    for index in range(second):
+        assert shard(clips, out, index, second) == 0
+    assert scored == ["0.mkv", "none.mkv"]
+    assert score(clips, out, "--merge") == 0
+    assert "record" in lines(out)["0.mkv"]
+    assert report(out)["totals"]["skipped"] == 1

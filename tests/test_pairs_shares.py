@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from trainers.kernels.latent_space import WAN21, WAN22
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
 from trainers.pairs import cli as pairs
+from trainers.preferences.groups import Candidate
 from trainers.scorers import shell_lcc
+from trainers.scorers.cache import ScoreCache, file_identities, known_of, sorted_rows
 from trainers.video.sizes import BUCKETS
 
 from .preference_material import append_record
@@ -173,6 +176,8 @@ def test_one_process_goes_on_with_what_shards_have_scored(records, models, tmp_p
 
 def test_processes_of_a_launcher_share_the_groups(records, models, tmp_path):  # noqa: F811
     out = tmp_path / "two"
+    # The main process finds its share done, and has to wait.
+    shards(records, out, 2, *by_shell(models), indices=(0,))
     ended = python(
         "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.pairs", "build", "--groups", records,
         "--output", out, "--jobs", 1, "--backend", "torch", "--device", "cpu", *by_shell(models),
@@ -216,3 +221,29 @@ def test_a_shard_may_have_nothing_but_clips_that_cannot_be_scored(records, model
     both = [tmp_path / "other"]
     assert run("--merge") == 2
     assert "--by shell_lcc: none of 2 clips could be scored" in capsys.readouterr().err
+
+
+def test_rows_of_several_files_are_one_memory(tmp_path):
+    """A score hides a failure, another setting hides nothing, and what is kept does not depend on the order of the files."""
+    (tmp_path / "a.pt").write_bytes(b"a")
+    candidate = Candidate("g/a", None, tmp_path / "a.pt")
+    row = {"candidate": "g/a", "scorer": "shell_lcc", "settings": "now", "files": file_identities(candidate)}
+    rows = [row | {"value": 1.0}, row | {"skipped": "g/a: away"}, row | {"settings": "before", "value": 2.0},
+            row | {"files": [None, [1, 1]], "value": 3.0}, {"candidate": "g/a"}]  # fmt: skip
+    for order in permutations(rows):
+        known = known_of(order)
+        gathering = ScoreCache(known, None, [])
+        assert gathering.find(candidate, "shell_lcc", "now") == rows[0]
+        assert gathering.find(candidate, "shell_lcc", "before") == rows[2]
+        kept = sorted_rows(known)
+        assert kept == sorted_rows(known_of(rows))
+        assert len(kept) == 3
+        assert all(r in kept for r in (rows[0], rows[2], rows[3]))
+    # A failure alone is tried again, but not when scores are gathered; a score that nobody has is missing.
+    known = known_of(rows[1:])
+    assert ScoreCache(known, "a log", []).find(candidate, "shell_lcc", "now") is None
+    gathering = ScoreCache(known, None, [])
+    assert gathering.find(candidate, "shell_lcc", "now") == rows[1]
+    assert gathering.missing == set()
+    assert "not scored" in gathering.find(candidate, "shell_lcc", "later")["skipped"]
+    assert gathering.missing == {"g/a"}
