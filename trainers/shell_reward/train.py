@@ -107,7 +107,7 @@ def _train(args, context) -> int:
     validator = _validator(args, work, found, dit, shape, manifold, accelerator)
     clips: list[dict] = []
     shell_settings = ShellSettings(args.objective, targets, args.anchor_weight, args.anchor_margin)
-    measure = _measure(args, found, one_step, manifold, shell_settings, validator, clips, levels, context)
+    measure = _measure(args, found, one_step, manifold, shell_settings, validator, clips, levels, dit, context)
     if validator:
         validator.prepare(start)
     # The LoRA is still zero, and the parameters those of the file: this is the base, in a resumed run, too.
@@ -287,7 +287,7 @@ def _validator(args, work, found: Material, dit, shape, manifold, accelerator) -
     return Validator(work / "validation", dit, found.texts, negative, manifold.space, options, accelerator, not args.full)
 
 
-def _measure(args, found: Material, one_step: OneStep, manifold, settings, validator, clips: list[dict], levels, context):
+def _measure(args, found: Material, one_step: OneStep, manifold, settings, validator, clips: list[dict], levels, dit, context):
     """step -> rows of held_out.figures_of, the same on every process; None without measurements."""
     if not args.validation_steps:
         return None
@@ -300,10 +300,11 @@ def _measure(args, found: Material, one_step: OneStep, manifold, settings, valid
 
     def measured(step: int) -> list[dict]:
         rows = []
-        predictions = one_step.each([draws[i] for i in mine], f"measuring step {step}", context.is_main)
-        for i, (x0, sigma) in zip(mine, predictions, strict=True):
-            target = settings.target(manifold, sigma)
-            rows.append(held_out.figures_of(f"{i:03d}", x0[0], manifold, target))
+        # Without dropout.
+        with nullcontext() if args.full else lora.at_strength(dit.model, 1.0):
+            predictions = one_step.each([draws[i] for i in mine], f"measuring step {step}", context.is_main)
+            for i, (x0, sigma) in zip(mine, predictions, strict=True):
+                rows.append(held_out.figures_of(f"{i:03d}", x0[0], manifold, settings.target(manifold, sigma)))
         return sorted(_gathered(rows, context.world_size), key=lambda r: r["name"])
 
     return measured
