@@ -17,6 +17,8 @@ from trainers.kernels.tuning import shell_objective as shell
 from trainers.kernels.tuning.latent_detail import detail_of
 from trainers.kernels.tuning.shell_objective import OBJECTIVES, ShellTarget, SigmaTargets, shell_loss
 
+from .pretend_gpu import DEVICE, PretendGPU, PretendTensor
+
 SPACE = LatentSpace("tiny", 4, (0.0,) * 4, (1.0,) * 4)
 
 
@@ -208,3 +210,18 @@ class TestDetail:
     def test_too_small_latents_are_refused(self):
         with pytest.raises(ValueError, match="3 or more"):
             detail_of(torch.randn(4, 3, 2, 8))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_on_a_pretend_gpu_values_are_the_cpu_s_and_nothing_waits(manifold, objective):
+    z = torch.randn(2, 4, 2, 3, 5, generator=torch.Generator().manual_seed(3))
+    wanted = shell_loss(manifold, z, objective, target([0.9, 0.7], [1.1, 1.3], [1.0, 40.0]))
+    with PretendGPU() as gpu:
+        there = target([0.9, 0.7], [1.1, 1.3], [1.0, 40.0]).to(DEVICE)
+        found = shell_loss(manifold.to(DEVICE), z.to(DEVICE), objective, there)
+        assert not gpu.synchronisations
+        for mine, cpu in zip(found, wanted, strict=True):
+            assert isinstance(mine, PretendTensor)
+            torch.testing.assert_close(mine.held, cpu)
+        own, _ = shell_loss(manifold, z.to(DEVICE), objective)
+        assert isinstance(own, PretendTensor)
