@@ -20,6 +20,8 @@ from . import (
     shell_lcc_guidance,
     shell_lcc_refine,
     shell_lcc_score,
+    train_preference_lora,
+    train_prism_head,
 )
 
 MODULES = (
@@ -40,6 +42,8 @@ MODULES = (
     geometry_da3,
     geometry_files,
     record_preference,
+    train_preference_lora,
+    train_prism_head,
 )
 
 

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
-import re
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -14,22 +11,16 @@ from ..kernels.geometry.record import GeometryRecord
 from ..kernels.latent_space import KNOWN, LatentSpace
 from . import preference_folder
 from .latents import AUTO, choose_space, normalised_warning, read_raw
+from .output_names import in_output, require_plain
 
 TITLE = "Record Preference"
 FOLDER = "intrinsic_reward_preferences"
 NOT_CHOSEN = -1
-# One folder: no separators, no drive, no leading dot, no trailing character that Windows removes.
-NAME = re.compile(r"\w(?:[\w .-]{0,98}[\w-])?")
 
 
 def folder_of(name: str) -> str:
     """The folder of records `name` in the output directory. Raises ValueError unless it is a plain folder name."""
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{TITLE}, input 'name': found {name!r}, expected the name of one folder: letters, digits, spaces, . _ and -, "
-            "beginning with a letter, a digit or _"
-        )
-    return os.path.join(folder_paths.get_output_directory(), FOLDER, name)
+    return in_output(FOLDER, require_plain(name, f"{TITLE}, input 'name'", "folder"))
 
 
 def read_latents(latents: list[dict], choice: str) -> tuple[torch.Tensor, LatentSpace, str | None]:

@@ -21,7 +21,10 @@ TRIPWIRES = re.compile(
 )
 
 
-NAMESPACES = ["nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/rewards", "kernels/shell_lcc"]
+NAMESPACES = [
+    "nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/rewards", "kernels/shell_lcc",
+    "kernels/tuning",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", NAMESPACES)
@@ -64,8 +67,10 @@ def test_nodes_do_not_import_trainers(path):
     assert not {n for n in imported_modules(path) if "trainers" in n}
 
 
-COMMANDS = {"pairs", "prism", "shell_lcc", "geometry", "encode", "demo", "demo_clips"}
-ROOMS = {"running", "wan", "latents", "video", "preferences", "scorers"}
+COMMANDS = {
+    "pairs", "prism", "shell_lcc", "geometry", "encode", "demo", "demo_clips", "dpo", "shell_reward", "compare",
+}  # fmt: skip
+ROOMS = {"running", "wan", "latents", "video", "preferences", "scorers", "tuning", "reporting"}
 
 
 def imports_at_start(path: Path) -> set[Path]:
@@ -98,7 +103,8 @@ TRAINERS = [p for p in SHIPPED if p.is_relative_to(ROOT / "trainers") and p.name
 def test_every_room_of_the_trainers_is_known():
     names = {p.name.removesuffix(".py") for p in (ROOT / "trainers").iterdir() if p.name != "__pycache__"}
     assert names == COMMANDS | ROOMS | {"__init__"}
-    assert len(names) <= 15
+    # Ten commands and what they share: more would need another level of folders.
+    assert len(names) <= 20
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = [line for line in (ROOT / ".comfyignore").read_text().split("\n") if line]
 FOLDERS = [line.rstrip("/") for line in IGNORED if line.endswith("/")]
-SHIPPED = {"kernels", "locales", "nodes", "trainers", "web", "workflows"}
+SHIPPED = {"docs", "kernels", "locales", "nodes", "trainers", "web", "workflows"}
 
 
 def test_tests_and_benchmarks_are_left_out():

@@ -3,9 +3,10 @@
     python -m trainers.encode --videos clips/ --vae wan_2.1_vae.safetensors --output latents/
 
 Run the same command again after a crash or Ctrl-C: videos already encoded are skipped. Several processes share the work
-with `--shard_index i --num_shards n`, or under torchrun or `accelerate launch -m trainers.encode ...`. A damaged file is
-skipped; report.json (report-i-of-n.json with several processes) lists every video with its status and the reason. The
-exit code is 1 only when this process had videos and none of them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
+under torchrun or `accelerate launch -m trainers.encode ...`, or with `--shard_index i --shard_count n`; with both, the
+launched processes divide their shard further. A damaged file is skipped; report.json (report-i-of-n.json with several
+processes) lists every video with its status and the reason. The exit code is 1 only when this process had videos and none of
+them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 """
 
 import argparse
@@ -19,13 +20,16 @@ from .kernels.latent_space import LatentSpaceError
 from .kernels.version import CREATED_BY
 from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
-from .running.device import DTYPES, pick_device
+from .running import shares
+from .running.device import DTYPES
 from .running.inputs import InputError, expand
 from .video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport
 from .video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
 from .wan import vae as wan_vae
 
-ERRORS = (InputError, shards.ShardError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError)
+ERRORS = (
+    InputError, shards.ShardError, shares.ShareError, wan_vae.VaeError, FormatError, LatentSpaceError, OSError, ImportError,
+)  # fmt: skip
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -58,8 +62,7 @@ def parse(argv=None) -> argparse.Namespace:
     compute.add_argument(
         "--tiling", action="store_true", help="encode in tiles of 256 pixels: less memory, slightly different latents at seams"
     )
-    compute.add_argument("--shard_index", type=int, default=0, help="this process among --num_shards, from 0")
-    compute.add_argument("--num_shards", type=int, default=1)
+    shares.add_arguments(compute, merge=False, earlier=("--num_shards",))
     args = parser.parse_args(argv)
     _check(parser, args)
     return args
@@ -68,19 +71,19 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        with _Processes(args) as processes:
-            return run(args, processes)
+        share, device = shares.begin(args, args.device, accelerators=("cuda", "xpu"), nested=True)
+        with share:
+            return run(args, share, device)
     except ERRORS as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
 
 
-def run(args: argparse.Namespace, processes) -> int:
+def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> int:
     """Encodes this process's share of the videos. Returns the exit code."""
     from tqdm import tqdm
 
-    videos = list(expand(args.videos, VIDEO_SUFFIXES, "videos").items())[processes.index :: processes.count]
-    device = processes.device
+    videos = share.of(list(expand(args.videos, VIDEO_SUFFIXES, "videos").items()))
     vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
@@ -105,16 +108,17 @@ def run(args: argparse.Namespace, processes) -> int:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
-        shards.remove(output, processes.index, processes.count)
+        shards.remove(output, share.index, share.count)
     present = shards.ShardContents() if args.overwrite else shards.scan(output, settings)
     provenance = {"created_by": CREATED_BY, "trainer": "encode", "vae": vae.name, "torch": torch.__version__}
-    writer = shards.Writer(output, vae.space, settings, provenance, processes.index, processes.count, args.shard_clips)
+    writer = shards.Writer(output, vae.space, settings, provenance, share.index, share.count, args.shard_clips)
 
     outcomes: dict[str, VideoOutcome] = {}
-    suffix = f"-{processes.index}-of-{processes.count}" if processes.count > 1 else ""
+    suffix = "" if share.whole else f"-{share.index}-of-{share.count}"
     interrupted = False
     try:
-        for name, path in tqdm(videos, desc=f"encoding{suffix}", unit="video", disable=not sys.stderr.isatty()):
+        hidden = not (share.is_main and sys.stderr.isatty())
+        for name, path in tqdm(videos, desc=f"encoding{suffix}", unit="video", disable=hidden):
             outcomes[name] = encode_video(path, SourceReport(name), options, vae, writer, present)
     except KeyboardInterrupt:
         interrupted = True
@@ -128,31 +132,6 @@ def run(args: argparse.Namespace, processes) -> int:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     return 1 if outcomes and all(o.status == "skipped" for o in outcomes.values()) else 0
-
-
-class _Processes:
-    """This process's index among `count`: --shard_index of --num_shards, each shared by the processes of a launcher."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.device = pick_device(args.device, accelerators=("cuda", "xpu"))
-        try:
-            from accelerate import PartialState
-        except ImportError:
-            self.state, rank, world = None, 0, 1
-        else:
-            # Without cpu=True and without a GPU it would ignore the other processes, and each would encode all videos.
-            self.state = PartialState(cpu=self.device.type == "cpu")
-            rank, world = self.state.process_index, self.state.num_processes
-        self.index, self.count, self.launched = args.shard_index * world + rank, args.num_shards * world, world > 1
-        if self.launched and self.device.index is None:
-            self.device = self.state.device
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.launched:
-            self.state.destroy_process_group()
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -178,8 +157,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--max_clips_per_video must be 0 (all) or more")
     if args.shard_clips < 1:
         parser.error("--shard_clips must be 1 or more")
-    if args.num_shards < 1 or not 0 <= args.shard_index < args.num_shards:
-        parser.error(f"--shard_index {args.shard_index} must lie between 0 and --num_shards - 1 ({args.num_shards - 1})")
+    try:
+        shares.check(args)
+    except shares.ShareError as e:
+        parser.error(str(e))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ header's config holds
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import safe_open
 from torch import Tensor
 
 from ..latent_space import NORMALISED, LatentSpace
@@ -39,3 +40,25 @@ def write_latents(
     """
     config = {"state": NORMALISED, "settings": dict(settings or {}), "clips": dict(clips), "videos": dict(videos or {})}
     header.write(path, tensors, header.Header(KIND, space, config, {}, dict(provenance or {})))
+
+
+def describe_one(path: str | Path) -> tuple[LatentSpace, tuple[int, ...]]:
+    """(latent space, shape [C, T, h, w]) of a file with one clip, from its header only.
+
+    Raises FormatError or FileNotFoundError naming the file.
+    """
+    found = header.read_header(path, KIND)
+    with safe_open(path, framework="pt") as f:
+        keys = list(f.keys())
+        if len(keys) != 1 or found.config.get("state") != NORMALISED:
+            raise header.FormatError(f"{path}: holds {len(keys)} clips, expected the one normalised clip of a candidate")
+        return found.latent_space, tuple(f.get_slice(keys[0]).get_shape())
+
+
+def read_one(path: str | Path) -> Tensor:
+    """The normalised latents [C, T, h, w], fp32, on the CPU, of a file with one clip. Raises FormatError naming the file."""
+    tensors, _ = header.read(path, KIND)
+    (z,) = tensors.values()
+    if not bool(z.isfinite().all()):
+        raise header.FormatError(f"{path}: contains NaN or infinite values; create the clip again, or remove its record")
+    return z.float()

@@ -15,6 +15,7 @@ killed in between leaves latents without a line, or a last line that is incomple
 """
 
 import json
+import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -170,6 +171,23 @@ def is_complete(line: bytes) -> bool:
     return True
 
 
+def read(folder_or_file: str | Path) -> list[Record]:
+    """Every record of a folder, or of its records.jsonl, oldest first.
+
+    An incomplete last line is skipped with a warning: a process is writing it, or was killed while it did. Raises
+    FileNotFoundError, and RecordError, naming file and line, for any other line that is not a record and for missing latents.
+    """
+    path = Path(folder_or_file)
+    path = path / RECORDS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the Record Preference node writes one")
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] and not is_complete(lines[-1]):
+        logging.warning("%s: the last line is incomplete and is skipped", path)
+        lines.pop()
+    return [_read_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def _require_latents(latents: Tensor, space: LatentSpace) -> int:
     if latents.ndim != 5 or 0 in latents.shape:
         raise RecordError(
@@ -205,3 +223,11 @@ def _candidate(plain: dict, folder: Path) -> RecordedCandidate:
         {str(k): float(v) for k, v in plain["scores"].items()},
         None if geometry is None else GeometryRecord.from_json(geometry),
     )
+
+
+def _read_line(line: bytes, path: Path, number: int) -> Record:
+    record = parse_line(line, path.parent, f"{path}, line {number}")
+    missing = [c.latent for c in record.candidates if not c.latent.is_file()]
+    if missing:
+        raise RecordError(f"{path}, line {number}: its latents {missing[0]} are missing; restore them or remove the line")
+    return record

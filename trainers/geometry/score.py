@@ -8,17 +8,20 @@ OUTPUT/scores.jsonl has a line for each clip, written as soon as it is scored:
 "record" is a GeometryRecord (kernels.geometry.record): score (0 to 1, higher is better), verdict, measurements with an
 "error" (lower is better), per-frame errors. A clip is read at its own frame rate. A second run scores skipped clips, and
 clips whose video or geometry file changed. report.json has the counts.
+
+Processes of `accelerate launch` or torchrun share the clips; so do those of a job array with --shard_index and --shard_count,
+which write scores-IIIII-of-NNNNN.jsonl. When all have, the same command with --merge writes scores.jsonl and report.json.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..kernels.geometry.record import UNDETERMINED
-from ..running import results_log
+from ..running import results_log, shares
 from ..running.identity import digest_of
 from ..running.inputs import expand
 from ..running.output import provenance
@@ -49,6 +52,7 @@ def add_arguments(parser) -> None:
     compute = parser.add_argument_group("computing")
     compute.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: OpenCV where it is installed")
     compute.add_argument("--jobs", type=int, default=0, help=f"processes (default: as many as cores, {MAX_JOBS} at most)")
+    shares.add_arguments(compute)
 
 
 def run(args) -> int:
@@ -60,39 +64,67 @@ def run(args) -> int:
             f"{args.geometry}: no file for any of the {len(tasks)} clips; expected such as "
             f"{Path(next(iter(tasks))).with_suffix('.npz')}"
         )
+    # The scorers compute on the CPU, on whatever machine.
+    share, _ = shares.begin(args, "cpu")
+    with share:
+        return _run(args, tasks, settings.described(), share)
+
+
+def _run(args, tasks: dict[str, Task], described: dict, share: shares.Share) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     scores, report = args.output / SCORES, args.output / REPORT
     if args.overwrite:
-        scores.unlink(missing_ok=True)
-        report.unlink(missing_ok=True)
-    described = settings.described()
+        shares.remove(scores, share)
+        if share.index == 0:
+            report.unlink(missing_ok=True)
     digest = digest_of(described)
+    known = {} if args.overwrite else _known(scores)
+    _require_same(known, digest, described, args.output)
+    if not args.merge:
+        _score(args, tasks, known, described, share)
+    if args.merge or not share.whole:
+        share.wait()
+        if not share.finishes:
+            if share.context is None:
+                print(shares.done_text(share, share.path(scores), f"{len(share.of(list(tasks)))} of {len(tasks)} clips"))
+            return 0
     known = _known(scores)
-    _require_same(known.values(), digest, described, args.output)
-    done = {name: row for name, row in _reached(known, tasks, digest).items() if "record" in row}
-    todo = [task for name, task in tasks.items() if name not in done]
+    done = _reached(known, tasks, digest)
+    if args.merge or not share.whole:
+        missing = [k for k, name in enumerate(tasks) if name not in done]
+        shares.require_none(missing, len(tasks), "clips", scores, args.shard_count)
+    # A clip that vanished while it was being scored has a line that is not current.
+    done = {name: done.get(name) or known[name][-1] for name in tasks}
     _write_report(report, tasks, done, described, args)
-    try:
-        with results_log.Log(scores) as log, Bar("scoring", len(todo), "clip") as bar:
-            with closing(results(todo, args.jobs)) as rows:
-                for row in rows:
-                    log.add(row | {"settings": digest})
-                    bar.add()
-    except (KeyboardInterrupt, ScoringError) as e:
-        reached = _reached(_known(scores), tasks, digest)
-        _write_report(report, tasks, reached, described, args)
-        said = f"{len(reached)} of {len(tasks)} clips done; run the same command again to go on"
-        raise type(e)(f"{e}; {said}" if str(e) else said) from e
-    known = _known(scores)
-    done = {name: known[name] for name in tasks}
-    _write_report(report, tasks, done, described, args)
-    # A clip that was scored again has two lines, of which the last counts.
-    results_log.write(scores, [known[name] for name in sorted(known)])
+    # A clip that was scored again has several lines, of which one counts.
+    shares.settle(scores, [done.get(name) or known[name][-1] for name in sorted(known)])
     rows = [done[name] for name in tasks]
     print(table(rows))
     counts = Counter(status(row) for row in rows)
     print(f"{scores}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
     return 1 if counts["skipped"] == len(rows) else 0
+
+
+def _score(args, tasks: dict[str, Task], known: dict[str, list[dict]], described: dict, share: shares.Share) -> None:
+    """Scores this share's clips that have no record yet, into its file."""
+    scores, report, digest = args.output / SCORES, args.output / REPORT, digest_of(described)
+    mine = {task.name: task for task in share.of(list(tasks.values()))}
+    done = {name: row for name, row in _reached(known, mine, digest).items() if "record" in row}
+    todo = [task for name, task in mine.items() if name not in done]
+    if share.whole:
+        _write_report(report, tasks, done, described, args)
+    try:
+        with results_log.Log(share.path(scores)) as log, Bar("scoring", len(todo), "clip", share.is_main) as bar:
+            with closing(results(todo, args.jobs)) as rows:
+                for row in rows:
+                    log.add(row | {"settings": digest})
+                    bar.add()
+    except (KeyboardInterrupt, ScoringError) as e:
+        reached = _reached(_known(scores), mine, digest)
+        if share.whole:
+            _write_report(report, tasks, reached, described, args)
+        said = f"{len(reached)} of {len(mine)} clips done; run the same command again to go on"
+        raise type(e)(f"{e}; {said}" if str(e) else said) from e
 
 
 def settings_of(args) -> GeometrySettings:
@@ -113,12 +145,23 @@ def settings_of(args) -> GeometrySettings:
     return GeometrySettings(args.frames, args.size, args.backend, tuple(args.lpips))
 
 
-def _known(scores: Path) -> dict[str, dict]:
-    return {row["video"]: row for row in results_log.read(scores) if "video" in row}
+def _known(scores: Path) -> dict[str, list[dict]]:
+    """{clip: its rows in all files}, the newest of one file last."""
+    known: dict[str, list[dict]] = defaultdict(list)
+    for row in shares.rows(scores):
+        if "video" in row:
+            known[row["video"]].append(row)
+    return known
 
 
-def _reached(known: dict[str, dict], tasks: dict[str, Task], digest: str) -> dict[str, dict]:
-    return {name: known[name] for name, task in tasks.items() if is_current(known.get(name), task, digest)}
+def _reached(known: dict[str, list[dict]], tasks: dict[str, Task], digest: str) -> dict[str, dict]:
+    """{clip: its current row, with a record if there is one}, of the clips that have a current one."""
+    found = {}
+    for name, task in tasks.items():
+        current = [row for row in known.get(name, ()) if is_current(row, task, digest)]
+        if current:
+            found[name] = next((row for row in reversed(current) if "record" in row), current[-1])
+    return found
 
 
 def status(row: dict) -> str:
@@ -149,8 +192,8 @@ def _geometry(folder: Path | None, name: str) -> Path | None:
     return depth_files.find(folder, name) if folder is not None else None
 
 
-def _require_same(rows, digest: str, described: dict, output: Path) -> None:
-    if all(row.get("settings") == digest for row in rows):
+def _require_same(known: dict[str, list[dict]], digest: str, described: dict, output: Path) -> None:
+    if all(row.get("settings") == digest for rows in known.values() for row in rows):
         return
     try:
         before = json.loads((output / REPORT).read_text(encoding="utf-8"))["settings"]

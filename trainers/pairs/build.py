@@ -13,6 +13,9 @@ is tried, until one passes. OUTPUT gets
   contact_sheet.png   the pairs side by side
   candidates.jsonl    scores, each written as soon as it is known: a killed run continues from there, and other weights or
                       filters need no new scores
+
+Processes of `accelerate launch` or torchrun share the groups; so do those of a job array with --shard_index and
+--shard_count, which only score, into candidates-IIIII-of-NNNNN.jsonl. When all have, the same command with --merge chooses.
 """
 
 import math
@@ -22,24 +25,17 @@ from pathlib import Path
 from ..kernels.files.atomic import write_atomic
 from ..preferences import groups as candidate_groups
 from ..preferences import manifest
-from ..preferences.clips import ClipOptions, ClipReader
-from ..running import results_log
-from ..running.device import DTYPES
+from ..preferences.clips import ClipReader
+from ..running import results_log, shares
 from ..running.output import provenance
-from ..scorers.geometry import GEOMETRY, GeometryOptions
-from ..scorers.geometry_files import BACKENDS
-from ..scorers.model_reward import MODEL_REWARDS, ModelRewardOptions
-from ..scorers.prism import PRISM, PrismOptions
-from ..scorers.shell_lcc import SHELL_LCC
-from ..video.sizes import BUCKETS
-from ..wan.prompts import add_encoder, encoder_options
+from ..scorers.arguments import add_clips, add_computing, add_scorers, check, clip_options, scoring_options
+from ..scorers.scores import SCORERS, STORED, Scores, gather, require_possible, score
 from . import contact_sheet
 from .choose import GroupResult, choose
 from .filters import Limits
 from .report import group_row, pair_row, report_of, summary
-from .scores import CANDIDATES, STORED, Scores, ScoringOptions, require_possible, score
 
-GROUPS, REPORT, SHEET = "groups.jsonl", "report.json", "contact_sheet.png"
+CANDIDATES, GROUPS, REPORT, SHEET = "candidates.jsonl", "groups.jsonl", "report.json", "contact_sheet.png"
 
 
 def add_arguments(parser) -> None:
@@ -54,22 +50,7 @@ def add_arguments(parser) -> None:
         "--by", nargs="+", default=["geometry=1"], metavar="NAME=WEIGHT",
         help="geometry, flow_residual, prompt_gap, prism, shell_lcc, stored:NAME, each with a weight (default geometry=1)",
     )  # fmt: skip
-    by.add_argument("--head", metavar="FILE", help="prism: the head")
-    by.add_argument(
-        "--backbone", metavar="FILE_OR_DIR",
-        help="prism, flow_residual, prompt_gap: the model, a Wan .safetensors or diffusers folder",
-    )  # fmt: skip
-    by.add_argument("--negative_prompt", default="", metavar="TEXT", help="prompt_gap: compare with it (default: empty)")
-    by.add_argument("--draws", type=int, default=4, help="flow_residual, prompt_gap: noise samples per level (default 4)")
-    by.add_argument("--prism_dimensions", nargs="+", metavar="NAME", help="prism: of these dimensions (default: all)")
-    by.add_argument(
-        "--levels", dest="sigmas", type=float, nargs="+", metavar="SIGMA",
-        help="prism: noise levels (default: the 3 lowest of the head's)",
-    )  # fmt: skip
-    by.add_argument("--other_weights", action="store_true", help="prism: score on other weights than it was trained on")
-    by.add_argument("--texts", metavar="FILE", help="prompts made by `trainers.prism embed`, where the model is needed")
-    add_encoder(by, required=False)
-    by.add_argument("--manifold", metavar="FILE", help="shell_lcc: the manifold")
+    add_scorers(by)
     take = parser.add_argument_group("filters (by geometry, where it is among the scores or came with the records)")
     take.add_argument(
         "--keep_undetermined", action="store_true", help="let clips win and lose whose geometry cannot be judged"
@@ -88,34 +69,40 @@ def add_arguments(parser) -> None:
     take.add_argument("--min_margin", type=float, default=Limits.margin, help="of combined scores, in deviations (default 0)")
     take.add_argument("--pairs_per_group", type=int, default=1, help="at most (default 1)")
     take.add_argument("--per_scorer", action="store_true", help="also label each scorer's own preference, as a dimension")
-    clips = parser.add_argument_group("clips")
-    clips.add_argument(
-        "--vae", metavar="FILE_OR_DIR", help="encodes videos for all but geometry, decodes latents for geometry"
-    )
-    clips.add_argument("--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16")
-    clips.add_argument("--tiling", action="store_true", help="encode in tiles: less memory, not quite the same latents")
-    clips.add_argument("--size", choices=list(BUCKETS), default="480p", help="that videos are encoded at (default 480p)")
-    clips.add_argument("--fps", type=float, default=16.0, help="that videos are encoded at (default 16)")
-    clips.add_argument("--frames", type=int, default=81, help="at most, 4n+1 (default 81)")
+    add_clips(parser.add_argument_group("clips"))
     compute = parser.add_argument_group("computing")
-    compute.add_argument("--backend", choices=BACKENDS, default="auto", help="of geometry")
-    compute.add_argument("--jobs", type=int, default=0, help="processes for the geometry of videos (default: up to 4)")
-    compute.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
-    compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    compute.add_argument("--seed", type=int, default=0, help="prism, flow_residual, prompt_gap: of the noise")
+    add_computing(compute)
+    shares.add_arguments(compute)
     compute.add_argument("--sheet_pairs", type=int, default=24, help="on the contact sheet, at most (default 24; 0: no sheet)")
 
 
 def run(args) -> int:
     weights, limits = weights_of(args.by), limits_of(args)
+    share, device = shares.begin(args, args.device)
+    args.device = str(device)
+    with share:
+        return _run(args, weights, limits, share)
+
+
+def _run(args, weights: dict[str, float], limits: Limits, share: shares.Share) -> int:
     options, reader = scoring_options(args), ClipReader(clip_options(args))
     groups = candidate_groups.read(args.groups)
     require_possible(groups, weights, options, reader)
     manifest.require_no_foreign(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
+    candidates = args.output / CANDIDATES
     if args.overwrite:
-        (args.output / CANDIDATES).unlink(missing_ok=True)
-    scores = score(groups, weights, options, reader, args.output)
+        shares.remove(candidates, share)
+    if not args.merge:
+        scores = score(groups, weights, options, reader, candidates, share, args.overwrite)
+    if args.merge or not share.whole:
+        share.wait()
+        if not share.finishes:
+            if share.context is None:
+                what = f"{len(share.of(groups))} of {len(groups)} groups scored"
+                print(shares.done_text(share, share.path(candidates), what))
+            return 0
+        scores = gather(groups, weights, options, reader, candidates, args.shard_count)
     chosen = [choose(group, scores, weights, limits, args.pairs_per_group) for group in groups]
     rows = [pair_row(g, pair, scores, weights if args.per_scorer else {}) for g in chosen for pair in g.taken]
     results_log.write(args.output / GROUPS, [group_row(g, scores, args.output) for g in chosen])
@@ -136,33 +123,13 @@ def run(args) -> int:
     return 0
 
 
-def clip_options(args) -> ClipOptions:
-    """How clips are encoded and decoded."""
-    return ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device)
-
-
-def scoring_options(args) -> ScoringOptions:
-    """The options of all scorers, whether or not --by names them."""
-    prism = PrismOptions(
-        args.head, args.backbone, args.backbone_dtype, args.sigmas and tuple(args.sigmas),
-        args.prism_dimensions and tuple(args.prism_dimensions), args.texts, encoder_options(args), args.other_weights,
-        args.seed, args.device,
-    )  # fmt: skip
-    model = ModelRewardOptions(
-        args.backbone, args.backbone_dtype, args.texts, encoder_options(args), args.negative_prompt, args.draws, args.seed,
-        args.device,
-    )  # fmt: skip
-    return ScoringOptions(GeometryOptions(args.frames, args.backend, args.jobs), prism, model, args.manifold, args.device)
-
-
 def weights_of(arguments: Sequence[str]) -> dict[str, float]:
     """{scorer: weight} of arguments such as geometry=1. Raises ValueError."""
     weights: dict[str, float] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=") if "=" in argument else (argument, "=", "1")
-        known = (GEOMETRY, *MODEL_REWARDS, PRISM, SHELL_LCC)
-        if name not in known and not (name.startswith(STORED) and len(name) > len(STORED)):
-            raise ValueError(f"--by {argument}: unknown scorer; give {', '.join(known)} or stored:NAME")
+        if name not in SCORERS and not (name.startswith(STORED) and len(name) > len(STORED)):
+            raise ValueError(f"--by {argument}: unknown scorer; give {', '.join(SCORERS)} or stored:NAME")
         try:
             weight = float(value)
         except ValueError:
@@ -190,14 +157,9 @@ def limits_of(args) -> Limits:
         raise ValueError(f"--min_gap must be 0 or more and below 1, got {args.min_gap}")
     if args.max_error is not None and not args.max_error > 0:
         raise ValueError(f"--max_error must be above 0, got {args.max_error}")
-    if args.pairs_per_group < 1 or args.sheet_pairs < 0 or args.jobs < 0:
-        raise ValueError("--pairs_per_group must be 1 or more, --sheet_pairs and --jobs 0 or more")
-    if args.draws < 1:
-        raise ValueError(f"--draws must be 1 or more, got {args.draws}")
-    if args.frames < 5 or args.frames % 4 != 1:
-        raise ValueError(f"--frames {args.frames} is not 4n+1, at least 5, as a Wan VAE needs")
-    if not 0 < args.fps <= 1000:
-        raise ValueError(f"--fps {args.fps} must be above 0 and at most 1000")
+    if args.pairs_per_group < 1 or args.sheet_pairs < 0:
+        raise ValueError("--pairs_per_group must be 1 or more, --sheet_pairs 0 or more")
+    check(args)
     return Limits(
         not args.keep_undetermined, (low, high), args.min_parallax_ratio, args.min_gap, args.max_error, args.max_lost,
         args.min_margin, args.max_moving,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..preferences.groups import Group
+from ..scorers.scores import Scores
 from . import filters, ranking
 from .filters import Limits, Rejection
 from .ranking import Ranked
-from .scores import Scores
 
 
 @dataclass

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..preferences.clips import BAD_CLIP, ClipReader
 from ..preferences.groups import Candidate, Group
+from ..reporting.strips import HEIGHT, drawable, stacked, strip
+from ..scorers.scores import Scores
 from ..video.frames import read_frames
 from ..video.read import SourceReport
 from .ranking import Ranked
-from .scores import Scores
 
-HEIGHT, LINE, MARGIN = 96, 14, 6
+LINE, MARGIN = 14, 6
 MAX_FRAMES = 81
 FRAME = {"winner": (20, 130, 60), "loser": (190, 40, 40)}
 
@@ -21,12 +22,7 @@ FRAME = {"winner": (20, 130, 60), "loser": (190, 40, 40)}
 def draw(pairs: Sequence[tuple[Group, Ranked]], scores: Scores, reader: ClipReader) -> Image.Image:
     """One row per pair. reader: decodes clips that have latents only, which needs a VAE."""
     rows = [_row(group, pair, scores, reader) for group, pair in pairs]
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+    return stacked(rows)
 
 
 def _row(group: Group, pair: Ranked, scores: Scores, reader: ClipReader) -> Image.Image:
@@ -35,14 +31,14 @@ def _row(group: Group, pair: Ranked, scores: Scores, reader: ClipReader) -> Imag
     width = sum(s.width for s in strips) + 3 * MARGIN
     row = Image.new("RGB", (width, 3 * LINE + HEIGHT + 2 * MARGIN), "white")
     pen = ImageDraw.Draw(row)
-    pen.text((MARGIN, 1), _ascii(f"{group.name}: {group.prompt}"), fill="black")
+    pen.text((MARGIN, 1), drawable(f"{group.name}: {group.prompt}"), fill="black")
     left = MARGIN
-    for (role, colour), name, strip in zip(FRAME.items(), (pair.winner, pair.loser), strips, strict=True):
+    for (role, colour), name, shown in zip(FRAME.items(), (pair.winner, pair.loser), strips, strict=True):
         lines = (f"{role} {by_name[name].path.name}", _figures(name, scores))
         for i, line in enumerate(lines):
-            pen.text((left, 1 + (i + 1) * LINE), _ascii(line), fill=colour)
-        row.paste(strip, (left, 3 * LINE + MARGIN))
-        left += strip.width + MARGIN
+            pen.text((left, 1 + (i + 1) * LINE), drawable(line), fill=colour)
+        row.paste(shown, (left, 3 * LINE + MARGIN))
+        left += shown.width + MARGIN
     return row
 
 
@@ -52,13 +48,7 @@ def _strip(candidate: Candidate, reader: ClipReader) -> Image.Image:
     except BAD_CLIP:
         # Its score came with a record, or the file changed since: grey frames show that it could not be read.
         frames = torch.full((1, HEIGHT, HEIGHT, 3), 128, dtype=torch.uint8)
-    chosen = [frames[i] for i in (0, len(frames) // 2, len(frames) - 1)]
-    width = max(1, round(frames.shape[2] * HEIGHT / frames.shape[1]))
-    strip = Image.new("RGB", (3 * width, HEIGHT))
-    for i, frame in enumerate(chosen):
-        picture = Image.fromarray(frame.contiguous().numpy()).resize((width, HEIGHT), Image.Resampling.BICUBIC)
-        strip.paste(picture, (i * width, 0))
-    return strip
+    return strip(frames, HEIGHT)
 
 
 def _frames(candidate: Candidate, reader: ClipReader) -> Tensor:
@@ -74,8 +64,3 @@ def _figures(name: str, scores: Scores) -> str:
         measured = record.measurements
         figures += [f"{k} {measured[k]:.3g}" for k in ("error", "parallax", "motion", "lost", "mse") if k in measured]
     return "  ".join(figures)
-
-
-def _ascii(text: str) -> str:
-    # Pillow's built-in font has no other characters.
-    return text.encode("ascii", "replace").decode()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..preferences import manifest
 from ..scorers.geometry import GEOMETRY
+from ..scorers.scores import Scores
 from . import filters
 from .choose import GroupResult
 from .filters import Limits
 from .ranking import Ranked
-from .scores import Scores
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -2,14 +2,19 @@
 
 Prompts are read embedded, from a file of kind "texts". Each prompt has its own seeds and its own shard, so an interrupted
 command continues with the next prompt. No preferences are written: score the runs by any means, or with --score by the model
-itself, and give the scores to `label`.
+itself, and give the scores to `label`. With --records the finished clips and their scores also become preference records,
+which `trainers.pairs build` and `trainers.dpo cache` read.
+
+Processes of `accelerate launch` or torchrun share the prompts; so do those of a job array with --shard_index and
+--shard_count. Latents and noise are the same whatever the count. The shard that completes the last prompt writes scores.jsonl
+and records; the same command with --merge does so at any time, or names the shards that are missing.
 """
 
 import argparse
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +23,10 @@ from torch import Tensor
 from ..kernels.files import header as file_header
 from ..kernels.files.atomic import write_atomic
 from ..kernels.files.latents import write_latents
+from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
-from ..running.device import DTYPES, pick_device
+from ..running import shares
+from ..running.device import DTYPES
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..scorers.latent_view import ConditionalNetwork, LatentView
@@ -27,6 +34,7 @@ from ..scorers.model_reward import MODEL_REWARDS, reward_of
 from ..wan import dit as wan_dit
 from ..wan import sampling as wan_sampling
 from ..wan.prompts import write_embeddings
+from . import records_of_runs
 from .data import TEXTS, require_no_manifest
 
 SIGMAS = (0.99, 0.97, 0.93, 0.85, 0.7)
@@ -50,47 +58,62 @@ def add_arguments(parser) -> None:
         "--levels", dest="sigmas", type=float, nargs="*", default=SIGMAS, metavar="SIGMA", help="noise levels to store"
     )
     parser.add_argument(
-        "--part",
-        type=_part,
-        default=(1, 1),
-        metavar="I/N",
-        help="sample every N-th prompt from the I-th, to share the work between N machines",
-    )
-    parser.add_argument(
         "--score", nargs="+", choices=MODEL_REWARDS, default=[], metavar="NAME",
         help=f"also score finished clips by the model itself, into {SCORES} for `label`: {', '.join(MODEL_REWARDS)}",
     )  # fmt: skip
+    parser.add_argument("--records", type=Path, metavar="DIR", help="also write the finished clips as preference records")
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    shares.add_arguments(parser)
+    parser.add_argument("--part", type=_part, metavar="I/N", help="the same as --shard_index I-1 --shard_count N")
 
 
 def run(args) -> int:
     _check(args)
     require_no_manifest(args.output)
+    if args.records is not None:
+        records_of_runs.require_usable(args.records)
     texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)
     if not prompts:
         raise ValueError(f"{args.texts}: contains no prompt except the negative one")
     if args.negative is not None and args.negative not in texts:
         raise ValueError(f"{args.texts}: contains no text with the key '{args.negative}' (--negative)")
-    device = pick_device(args.device)
+    named = header.config.get("prompts", {})
+    share, device = shares.begin(args, args.device)
+    with share:
+        args.output.mkdir(parents=True, exist_ok=True)
+        if share.index == 0 and Path(args.texts).resolve() != (args.output / TEXTS).resolve():
+            known = {k: v for k, v in named.items() if k in prompts}
+            kept_texts = {p: texts[p] for p in prompts}
+            write_embeddings(args.output / TEXTS, kept_texts, header.latent_space, header.provenance, known)
+        if not args.merge:
+            _sample(args, texts, named, share.of(prompts), device, share.is_main)
+        share.wait()
+        if share.is_main:
+            _finish(args, named, prompts, share)
+    return 0
+
+
+def _sample(
+    args, texts: Mapping[str, Tensor], named: Mapping[str, str], prompts: Sequence[str], device: torch.device, shown: bool
+) -> None:
+    """Writes the runs of these prompts, one file a prompt; files that are there are kept. named: {key: text of the prompt}."""
+    if not prompts:
+        return
     dit = wan_dit.load(args.backbone, None, DTYPES[args.backbone_dtype], device)
     sigmas = wan_sampling.sigmas(args.steps, args.shift).tolist()
     kept = steps_of(sigmas, args.sigmas)
     width = next(iter(texts.values())).shape[1]
     negative = texts[args.negative].float() if args.negative else torch.zeros(0, width)
-    args.output.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "backbone": dit.backbone.to_json(), "steps": args.steps, "shift": args.shift, "cfg": args.cfg,
-        "size": [args.width, args.height, args.frames], "seeds": args.seeds, "seed": args.seed,
-    } | ({"score": sorted(args.score)} if args.score else {})  # fmt: skip
-    mine = prompts[args.part[0] - 1 :: args.part[1]]
-    with Bar("sampling", len(mine) * args.seeds, "run") as bar:
-        for prompt in mine:
-            target = args.output / f"latents-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors"
+    settings = _settings(args) | {"backbone": dit.backbone.to_json()}
+    with Bar("sampling", len(prompts) * args.seeds, "run", shown) as bar:
+        for prompt in prompts:
+            target = path_of(args.output, prompt)
             if target.exists():
                 _require_same(target, settings)
+                _record(args, named, target)
                 bar.add_many(args.seeds)
                 continue
             tensors, clips, first = {}, {}, first_seed(prompt, args.seed)
@@ -108,15 +131,44 @@ def run(args) -> int:
                 bar.add_many(len(seeds))
             notes = provenance(args.argv, "trainers.prism")
             write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
+            _record(args, named, target)
+
+
+def _record(args, named: Mapping[str, str], runs: Path) -> Record | None:
+    """The record of a prompt, its candidates' latents written; None without --records."""
+    if args.records is None:
+        return None
+    negative = named.get(args.negative, "") if args.negative else ""
+    record = records_of_runs.record_of(args.records, runs, named, negative, Path(args.backbone).name)
+    records_of_runs.write_candidates(record, runs)
+    return record
+
+
+def _finish(args, named: Mapping[str, str], prompts: Sequence[str], share: shares.Share) -> None:
+    """Writes the scores and records of all runs once every prompt has its file, and says what is there. Raises ShareError."""
+    targets = [path_of(args.output, prompt) for prompt in prompts]
+    missing = [k for k, target in enumerate(targets) if not target.exists()]
+    if missing and share.context is None and not share.whole:
+        mine = len(share.of(prompts))
+        print(shares.done_text(share, args.output, f"{mine} of {len(prompts)} prompts, {args.seeds} runs each"))
+        return
+    shares.require_none(missing, len(prompts), "prompts", args.output, args.shard_count)
+    settings = _settings(args)
+    for target in targets:
+        # The backbone that the first file names: all shards sampled from the same one.
+        settings = _require_same(target, settings)
     if args.score:
         _write_scores(args.output)
-    if Path(args.texts).resolve() != (args.output / TEXTS).resolve():
-        known = {k: v for k, v in header.config.get("prompts", {}).items() if k in prompts}
-        kept_texts = {p: texts[p] for p in prompts}
-        write_embeddings(args.output / TEXTS, kept_texts, header.latent_space, header.provenance, known)
-    shown = ", ".join(f"{s:.3f}" for s in kept.values())
-    print(f"{args.output}: {len(mine)} prompts, {args.seeds} runs each, at sigma {shown}")
-    return 0
+    if args.records is not None:
+        records_of_runs.write_lines(args.records, [_record(args, named, target) for target in targets])
+    sigmas = wan_sampling.sigmas(args.steps, args.shift).tolist()
+    shown = ", ".join(f"{s:.3f}" for s in steps_of(sigmas, args.sigmas).values())
+    print(f"{args.output}: {len(prompts)} prompts, {args.seeds} runs each, at sigma {shown}")
+
+
+def path_of(folder: Path, prompt: str) -> Path:
+    """The file of a prompt's runs."""
+    return folder / f"latents-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors"
 
 
 def scores_of(z: Tensor, dit: torch.nn.Module, words: Tensor, negative: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -180,14 +232,29 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _require_same(path: Path, settings: dict) -> None:
+def _settings(args) -> dict:
+    """What decides the latents, without the backbone."""
+    return {
+        "steps": args.steps, "shift": args.shift, "cfg": args.cfg, "size": [args.width, args.height, args.frames],
+        "seeds": args.seeds, "seed": args.seed,
+    } | ({"score": sorted(args.score)} if args.score else {})  # fmt: skip
+
+
+def _require_same(path: Path, settings: dict) -> dict:
+    """`settings` with the file's backbone. Raises ValueError for a file that was made with others."""
     other = file_header.read_header(path, "latents").config.get("settings", {})
     differing = [k for k in settings if other.get(k) != settings[k]]
     if differing:
         raise ValueError(f"{path}: made with another {differing[0]}; give another --output")
+    return settings | {"backbone": other.get("backbone")}
 
 
 def _check(args) -> None:
+    if args.part is not None:
+        if args.shard_index is not None or args.shard_count is not None:
+            raise ValueError("--part is the same as --shard_index and --shard_count: give one or the other")
+        args.shard_index, args.shard_count = args.part[0] - 1, args.part[1]
+    shares.check(args)
     for name in ("seeds", "steps", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")

@@ -1,8 +1,8 @@
 """Training checkpoints as safetensors files, so that loading one runs no code.
 
-`<folder>/checkpoint-<step>/state.safetensors` holds the model, Adam's state for the parameters in training and, in its
-header, the step and the settings, with a digest of the data. Batches are drawn from (seed, step), so nothing else is
-needed: a resumed run ends with exactly the tensors of an uninterrupted one.
+`<folder>/checkpoint-<step>/state.safetensors` holds the model, the optimiser's state for the parameters in training and, in
+its header, the step, the settings, with a digest of the data, and what else a trainer keeps as JSON. Batches are drawn from
+(seed, step), so nothing else is needed: a resumed run ends with exactly the tensors of an uninterrupted one.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ NAME = re.compile(r"checkpoint-(\d+)")
 FILE = "state.safetensors"
 # Prefix of the model's tensors, for every kind of model: part of the file format.
 PREFIX = "coder."
+# Of folders that are being written, or were when the process was killed.
+PARTIAL = ".checkpoint-"
 
 
 class CheckpointError(ValueError):
@@ -32,13 +34,14 @@ class CheckpointError(ValueError):
 @dataclass
 class TrainingState:
     """step: optimiser steps done, over all stages; tensors: of `pack`; skipped: steps skipped because loss or gradient was
-    not finite; scaler: state of fp16's GradScaler.
+    not finite; scaler: state of fp16's GradScaler; notes: further JSON values of the trainer.
     """
 
     step: int
     tensors: dict[str, Tensor]
     skipped: int = 0
     scaler: dict | None = None
+    notes: dict | None = None
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -53,13 +56,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, state: TrainingState, settings: dict, limit: int | None) -> Path:
-    """Writes checkpoint-<step> atomically, then deletes the oldest ones beyond `limit` (None: keeps all). Raises OSError."""
+    """Writes checkpoint-<step> atomically, then deletes the oldest ones beyond `limit` (None: keeps all).
+
+    Raises OSError, naming the checkpoint, when it cannot be written; those before it are then still there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{state.step}"
     note = {"step": state.step, "skipped": state.skipped, "scaler": state.scaler, "settings": settings}
-    with tempfile.TemporaryDirectory(prefix=".checkpoint-", suffix=".partial", dir=folder) as partial:
+    note |= {} if state.notes is None else {"notes": state.notes}
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, suffix=".partial", dir=folder) as partial:
         plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
-        save_file(plain, Path(partial) / FILE, metadata={"format": FORMAT, "state": json.dumps(note)})
+        try:
+            save_file(plain, Path(partial) / FILE, metadata={"format": FORMAT, "state": json.dumps(note)})
+        except (SafetensorError, OSError) as e:
+            raise OSError(f"{target}: could not be written ({getattr(e, 'strerror', None) or e})") from e
         whole = Path(partial) / "whole"
         whole.mkdir()
         (Path(partial) / FILE).rename(whole / FILE)
@@ -70,6 +80,12 @@ def save(folder: Path, state: TrainingState, settings: dict, limit: int | None) 
         for old in list_checkpoints(folder)[:-limit]:
             shutil.rmtree(old)
     return target
+
+
+def remove_partial(folder: Path) -> None:
+    """Deletes what a killed process left half written. Raises OSError."""
+    for path in folder.glob(f"{PARTIAL}*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load(path: Path, settings: dict) -> TrainingState:
@@ -90,7 +106,7 @@ def load(path: Path, settings: dict) -> TrainingState:
     other = [f"{k} {was.get(k)} against {v}" for k, v in settings.items() if was.get(k) != v]
     if other:
         raise CheckpointError(f"{path}: made with other settings ({', '.join(other)}); give the same ones, or start again")
-    return TrainingState(note["step"], tensors, note["skipped"], note["scaler"])
+    return TrainingState(note["step"], tensors, note["skipped"], note["scaler"], note.get("notes"))
 
 
 def choose(wanted: str | None, folder: Path, overwrite: bool) -> tuple[Path | None, list[str]]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
 from .inputs import InputError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ACCELERATORS = ("cuda", "xpu", "mps")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class DistributedContext:
             self.state.destroy_process_group()
 
 
-def pick_device(wanted: str, accelerators: Sequence[str] = ("cuda", "xpu", "mps")) -> torch.device:
+def pick_device(wanted: str, accelerators: Sequence[str] = ACCELERATORS) -> torch.device:
     """The device that --device names; for "auto" the first available one of `accelerators`, else the CPU.
 
     Raises InputError for a device that cannot be used.
@@ -48,17 +50,22 @@ def pick_device(wanted: str, accelerators: Sequence[str] = ("cuda", "xpu", "mps"
     return device
 
 
-def init_distributed(wanted: str) -> DistributedContext:
+def init_distributed(
+    wanted: str, accelerators: Sequence[str] = ACCELERATORS, longest_wait: timedelta | None = None
+) -> DistributedContext:
     """This process's context; under `accelerate launch` every process gets its own device of the wanted kind.
 
-    Raises InputError for a device that cannot be used.
+    accelerators: that "auto" may pick; longest_wait: of one process for another, None for torch.distributed's own. Raises
+    InputError for a device that cannot be used.
     """
-    device = pick_device(wanted)
+    device = pick_device(wanted, accelerators)
     try:
         from accelerate import PartialState
     except ImportError:
         return DistributedContext(device)
-    state = PartialState(cpu=device.type == "cpu")
-    if state.num_processes > 1:
+    # Without cpu=True and without a GPU it would ignore the other processes.
+    state = PartialState(cpu=device.type == "cpu", **({} if longest_wait is None else {"timeout": longest_wait}))
+    if state.num_processes > 1 and device.type != "cpu":
+        # On a CPU it would be "cpu:0", which safetensors does not know.
         device = state.device
     return DistributedContext(device, state.process_index, state.num_processes, state)

@@ -50,7 +50,7 @@ def score(groups: Sequence[Group], options: GeometryOptions, reader: ClipReader,
                 todo.append(candidate)
     videos = {c.name: c for c in todo if c.video is not None}
     tasks = [Task(name, c.video, settings) for name, c in videos.items()]
-    with Bar("geometry", len(todo), "clip") as bar:
+    with Bar("geometry", len(todo), "clip", cache.shown) as bar:
         with closing(results(tasks, options.jobs)) as rows:
             for row in rows:
                 scored = "skipped" not in row

@@ -63,7 +63,7 @@ def score(
     settings = {
         "backbone": weights_identity(options.backbone), "dtype": options.backbone_dtype, "levels": list(reward.sigmas),
         "draws": options.draws, "seed": options.seed, "negative": options.negative,
-    } | reader.described(groups)  # fmt: skip
+    } | reader.described(cache.groups)  # fmt: skip
     # Clips of a group share their length, so a clip's score depends on its group.
     members = {g.name: [(c.name, file_identities(c)) for c in g.candidates] for g in groups}
     digests = {group: digest_of(settings | {"group": found}) for group, found in members.items()}
@@ -78,7 +78,7 @@ def score(
         return
     texts = _texts(sorted({g.prompt for g in todo}), options)
     dit = wan_dit.load(options.backbone, None, DTYPES[options.backbone_dtype], pick_device(options.device)).model
-    with Bar(name.replace("_", " "), sum(len(g.candidates) for g in todo), "clip") as bar:
+    with Bar(name.replace("_", " "), sum(len(g.candidates) for g in todo), "clip", cache.shown) as bar:
         for group in todo:
             network = ConditionalNetwork(dit, texts[text_id(group.prompt)].float(), texts[text_id(options.negative)].float())
             found = _score_group(group, reward, network, reader)

@@ -70,7 +70,7 @@ def score(groups: Sequence[Group], options: PrismOptions, reader: ClipReader, ca
         "head": file_digest(Path(options.head)), "backbone": weights_identity(options.backbone),
         "dtype": options.backbone_dtype, "levels": sigmas, "dimensions": list(dimensions), "seed": options.seed,
     }  # fmt: skip
-    encoding = reader.described(groups)
+    encoding = reader.described(cache.groups)
     # Clips of one prompt share their noise and their length, so a clip's score depends on its group.
     members = {g.name: [(c.name, file_identities(c)) for c in g.candidates] for g in groups}
     digests = {name: digest_of(settings | {"group": group} | encoding) for name, group in members.items()}
@@ -86,7 +86,7 @@ def score(groups: Sequence[Group], options: PrismOptions, reader: ClipReader, ca
     texts = _texts(sorted({g.prompt for g in todo}), options)
     scorer = load_scorer(head, options)
     columns = [head.head.config.dimensions.index(d) for d in dimensions]
-    with Bar("PRISM", sum(len(g.candidates) for g in todo), "clip") as bar:
+    with Bar("PRISM", sum(len(g.candidates) for g in todo), "clip", cache.shown) as bar:
         for group in todo:
             found = _score_group(group, scorer, head.space, texts[text_id(group.prompt)].float(), sigmas, options, reader)
             for candidate in group.candidates:

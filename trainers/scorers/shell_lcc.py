@@ -25,8 +25,8 @@ def score(groups: Sequence[Group], path: str | Path, device: str, reader: ClipRe
     """
     path = Path(path)
     shell = manifold.load(path, pick_device(device))
-    settings = digest_of({"manifold": file_digest(path)} | reader.described(groups))
-    with Bar("Shell-LCC", sum(len(g.candidates) for g in groups), "clip") as bar:
+    settings = digest_of({"manifold": file_digest(path)} | reader.described(cache.groups))
+    with Bar("Shell-LCC", sum(len(g.candidates) for g in groups), "clip", cache.shown) as bar:
         for candidate in (c for g in groups for c in g.candidates):
             row = cache.find(candidate, SHELL_LCC, settings)
             if row is None:

@@ -5,7 +5,7 @@ Sizes are read from the tensors' shapes; nothing is downloaded. Only the blocks 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from . import scaled_fp8
 from .dit_keys import of_text_to_video, to_diffusers, without_blocks_after
 from .text_padding import use_bias
 
+# (open safetensors file, key, all its keys, the key's original name) -> the tensor.
+Reader = Callable[[object, str, Collection[str], str], Tensor]
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 
@@ -66,12 +68,12 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        config, state, backbone = _from_folder(path, last_block)
+        config, state, backbone = read_folder(path, last_block)
     elif path.is_file():
-        config, state, backbone = _from_file(path, last_block, dtype)
+        config, state, backbone = read_file(path, last_block, reader(dtype))
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
-    return WanDit(_build(config, state, dtype, path).to(device), backbone, path.stem)
+    return WanDit(build(config, state, dtype, path).to(device), backbone, path.stem)
 
 
 def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> dict:
@@ -98,9 +100,8 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
     return config
 
 
-def _from_file(
-    path: Path, last_block: int | None, dtype: torch.dtype
-) -> tuple[dict, dict[str, Tensor], Backbone]:
+def read_file(path: Path, last_block: int | None, read: Reader) -> tuple[dict, dict[str, Tensor], Backbone]:
+    """(configuration, tensors by diffusers names, identity) of a single file, up to block `last_block`. Raises DitError."""
     try:
         with safe_open(path, framework="pt") as f:
             keys = list(f.keys())
@@ -111,7 +112,7 @@ def _from_file(
             shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
             config = read_config(shapes, path)
             last = _last(config["num_layers"], last_block, path)
-            state = {n: _read(f, prefix + n, keys, dtype) for n in without_blocks_after(names, last)}
+            state = {n: read(f, prefix + n, keys, n) for n in without_blocks_after(names, last)}
     except SafetensorError:
         raise DitError(f"{path}: {describe_foreign(path)}; expected a Wan transformer as .safetensors") from None
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
@@ -119,7 +120,11 @@ def _from_file(
     return config | {"num_layers": last + 1}, {to_diffusers(n): t for n, t in state.items()}, backbone
 
 
-def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
+def read_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
+    """(configuration, tensors by diffusers names, identity) of a diffusers folder, up to block `last_block`.
+
+    Raises DitError.
+    """
     if (path / "transformer_2").is_dir():
         raise DitError(
             f"{path}: has two experts (Wan 2.2 A14B), and a head belongs to one: give {path / 'transformer'} for high noise "
@@ -151,13 +156,26 @@ def _from_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Te
     return known | {"num_layers": last + 1}, state, of_wan(named)
 
 
-def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: Path) -> torch.nn.Module:
+def build(
+    config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: Path, scales: Mapping[str, Tensor] | None = None
+) -> torch.nn.Module:
+    """A frozen WanTransformer3DModel with these tensors in `dtype`, but for those that diffusers keeps in fp32.
+
+    scales: {name of a linear layer's weight in fp8: its scale}; these stay in fp8 and are scaled in every forward pass.
+    Raises DitError for a missing or an unexpected tensor.
+    """
     from diffusers import WanTransformer3DModel
 
+    scales = scales or {}
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     kept = model._keep_in_fp32_modules or []
-    state = {k: v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()}
+    state = {
+        k: v if k in scales else v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()
+    }
+    for name, scale in scales.items():
+        scaled_fp8.replace_linear(model, name.removesuffix(".weight"), scale)
+        state[f"{name}_scale"] = scale
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
         problem = f"missing tensor {missing[0]}" if missing else f"unexpected tensor {unexpected[0]}"
@@ -167,11 +185,16 @@ def _build(config: dict, state: dict[str, Tensor], dtype: torch.dtype, source: P
     return model.train(False).requires_grad_(False)
 
 
-def _read(f, key: str, keys: list[str], dtype: torch.dtype) -> Tensor:
-    tensor = scaled_fp8.read(f, key, keys)
-    # Blocks are cast as they are read, so that the whole model is never held in fp32; the fingerprint's tensors stay exact.
-    rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
-    return tensor.to(dtype) if rounded else tensor
+def reader(dtype: torch.dtype) -> Reader:
+    """Reads tensors with their fp8 scales applied, those of blocks in `dtype`."""
+
+    def read(f, key: str, keys: Collection[str], name: str) -> Tensor:
+        tensor = scaled_fp8.read(f, key, keys)
+        # Blocks are cast as they are read, so that the whole model is never in fp32; the fingerprint's tensors stay exact.
+        rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
+        return tensor.to(dtype) if rounded else tensor
+
+    return read
 
 
 def _last(depth: int, wanted: int | None, source: Path) -> int:

@@ -1,4 +1,4 @@
-"""Names of Wan transformer weights: the original layout (which ComfyUI reads) -> diffusers' WanTransformer3DModel."""
+"""Names of Wan transformer weights: the original layout (which ComfyUI reads) <-> diffusers' WanTransformer3DModel."""
 
 import re
 from collections.abc import Iterable
@@ -29,6 +29,32 @@ PARTS = (
     (r"\.ffn\.0\.", ".ffn.net.0.proj."),
     (r"\.ffn\.2\.", ".ffn.net.2."),
 )
+# The way back. diffusers' norm1 and norm3 of a block have no weights, so its only ".norm2." is the original's norm3.
+BACK = (
+    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+    (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+    (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^proj_out\.", "head.head."),
+    (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+    (r"\.attn([12])\.to_([qkv])\.", r".attn\1.\2."),
+    (r"\.attn([12])\.to_out\.0\.", r".attn\1.o."),
+    (r"\.add_k_proj\.", ".k_img."),
+    (r"\.add_v_proj\.", ".v_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+)
 BLOCK = (
     "modulation", "norm3.weight", "norm3.bias", "ffn.0.weight", "ffn.0.bias", "ffn.2.weight", "ffn.2.bias",
     *(f"{a}.{p}.{k}" for a in ("self_attn", "cross_attn") for p in "qkvo" for k in ("weight", "bias")),
@@ -43,6 +69,13 @@ PLAIN = (
 def to_diffusers(name: str) -> str:
     """The diffusers name of an original name; a name that no pattern matches is returned unchanged."""
     for pattern, new in PARTS:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def to_original(name: str) -> str:
+    """The original name of a diffusers name; a name that no pattern matches is returned unchanged."""
+    for pattern, new in BACK:
         name = re.sub(pattern, new, name)
     return name
 

@@ -1,0 +1,77 @@
+"""Samples seeds of training captions of the toy world and writes them as preference records, scored by judge and rewards.
+
+    python -m benchmarks.toy_world.dpo_candidates --output_dir outputs/toy_world/dpo/candidates --captions 400 --part 0 2
+
+Each record has the clips of one caption with the scores oracle.<dimension> (the judge's, from decoded pictures), prism (the
+toy world's head), flow_residual and prompt_gap, so that `python -m trainers.dpo cache --by NAME` makes pairs by any of them.
+Captions that have a record are not sampled again; --part I N gives one of N processes its share.
+"""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.command_line import make_parser
+from trainers.kernels.files.preference_records import RECORDS, new_record, to_line, write_candidate
+from trainers.kernels.latent_space import WAN21
+from trainers.kernels.rewards.flow_residual import FlowResidual
+from trainers.kernels.rewards.prompt_gap import PromptGap
+from trainers.preferences import records as preference_records
+from trainers.scorers.latent_view import ConditionalNetwork, LatentView
+
+from . import candidates, judge, pipeline, weights
+
+# Captions that no earlier figure used.
+SPLIT, FIRST = "train", 60_000
+COUNT = 8
+MODEL = "toy_wan_t2v"
+
+
+@torch.no_grad()
+def scored(world, j: judge.Judge, heads: candidates.Heads, index: int, count: int):
+    """(caption, latents [N, 16, 5, 8, 8], {score: [N]}) of one caption; all scores are higher for better clips."""
+    caption = candidates.caption_of(world, SPLIT, index)
+    z = world.sample([caption.text] * count, candidates.seeds(index, count))
+    (negative,) = world.text.words([""])
+    network = ConditionalNetwork(world.dit, caption.words, negative)
+    found = candidates.of_reading(j.read(world.decode(z)), caption)
+    for name, reward in (("flow_residual", FlowResidual(seed=index)), ("prompt_gap", PromptGap(seed=index))):
+        found[name] = reward.scores(reward.measure(LatentView(network, z)))
+    found["prism"] = candidates.finished(heads, z, caption, index)["query"]
+    return caption, z, {k: v.tolist() for k, v in found.items()}
+
+
+def write(folder: Path, caption, index: int, z, scores: dict) -> None:
+    """One record: latents first, its line last."""
+    seeds = candidates.seeds(index, len(z))
+    record = new_record(folder, caption.text, z, WAN21, model=MODEL, seeds=seeds, scores=scores)
+    for i, latent in enumerate(z):
+        write_candidate(record, i, latent, WAN21)
+    with open(folder / RECORDS, "ab") as f:
+        f.write(to_line(record, folder))
+
+
+def main(argv=None) -> None:
+    parser = make_parser("benchmarks.toy_world.dpo_candidates", __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, default=weights.FOLDER)
+    parser.add_argument("--captions", type=int, default=400)
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="share of one of N processes")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    world, j = pipeline.load(args.weights), judge.load()
+    heads = {"query": candidates.load_heads(candidates.heads_folder(args.weights), args.weights / weights.DIT)["query"]}
+    part, parts = args.part
+    folder = args.output_dir / f"part-{part}-of-{parts}"
+    (folder / "latents").mkdir(parents=True, exist_ok=True)
+    known = preference_records.read(folder) if (folder / RECORDS).exists() else []
+    done = {r.candidates[0].seed for r in known}
+    for index in tqdm(range(FIRST + part, FIRST + args.captions, parts), unit="caption"):
+        if candidates.seeds(index, COUNT)[0] not in done:
+            caption, z, scores = scored(world, j, heads, index, COUNT)
+            write(folder, caption, index, z, scores)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The training workflows in a running server, and a training that the user interrupts there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainers.kernels.files import preference_records
+from trainers.kernels.latent_space import WAN21
+
+from .tiny_wan import STAND_INS
+from .workflow_api import override_inputs, replace_values, to_api
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+FOLDER = "records_for_training"
+LORA, HEAD = "IntrinsicReward_TrainPreferenceLora", "IntrinsicReward_TrainPrismHead"
+SMALLER = {
+    "train_preference_lora": {f"{LORA}.folder": FOLDER, f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1},
+    "train_prism_head": {
+        f"{HEAD}.folder": FOLDER, f"{HEAD}.taps": "3", f"{HEAD}.dim": 24, f"{HEAD}.pairs_per_step": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def records(base_dir):
+    """Two records of one preference each."""
+    folder = base_dir / "output" / "intrinsic_reward_preferences" / FOLDER
+    (folder / "latents").mkdir(parents=True)
+    lines = b""
+    for seed in (0, 1):
+        z = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+        record = preference_records.new_record(folder, f"prompt {seed}", z, WAN21, preference=(1, 0))
+        for i in (0, 1):
+            preference_records.write_candidate(record, i, z[i], WAN21)
+        lines += preference_records.to_line(record, folder)
+    (folder / "records.jsonl").write_bytes(lines)
+
+
+def prompt_of(server, name, changes):
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = replace_values(to_api(workflow, server.object_info), STAND_INS)
+    return override_inputs(prompt, SMALLER[name] | changes)
+
+
+def text_of(entry, prompt, kind):
+    (key,) = (k for k, n in prompt.items() if n["class_type"] == kind)
+    return "\n".join(entry["outputs"][key]["text"])
+
+
+def test_the_lora_of_the_workflow_is_listed_for_loading(server, records, base_dir):
+    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.steps": 3})
+    entry = server.post(prompt)
+    assert "trained for 3 steps on 2 pairs of 2 prompts" in text_of(entry, prompt, LORA)
+    assert (base_dir / "output" / "loras" / "my_preference_lora.safetensors").is_file()
+    options = server.object_info("LoraLoaderModelOnly")["input"]["required"]["lora_name"]
+    assert "my_preference_lora.safetensors" in json.dumps(options)
+
+
+def test_the_head_of_the_workflow_is_listed_for_loading(server, records, base_dir):
+    prompt = prompt_of(server, "train_prism_head", {f"{HEAD}.steps": 3})
+    entry = server.post(prompt)
+    assert "trained for 3 steps on 1 pairs of 1 prompts: models/prism/my_prism_head" in text_of(entry, prompt, HEAD)
+    options = server.object_info("IntrinsicReward_LoadPrism")["input"]["required"]["file"]
+    assert "my_prism_head.safetensors" in json.dumps(options)
+    (base_dir / "models" / "prism" / "my_prism_head.safetensors").unlink()
+
+
+def test_a_training_that_the_user_interrupts_goes_on_where_it_stopped(server, records, base_dir):
+    """More steps than anyone would wait for: the interruption ends them; then the steps that were done are the whole."""
+    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.steps": 100000, f"{LORA}.name": "stopped"})
+    with server.follow(prompt) as run:
+        run.wait_for("progress", lambda data: data["value"] >= 3)
+        server.interrupt()
+        run.wait_for("execution_interrupted", timeout=30)
+    state = base_dir / "output" / "intrinsic_reward_training" / "stopped" / "state.safetensors"
+    with safe_open(state, framework="pt") as f:
+        first = json.loads(f.metadata()["state"])["step"]
+    assert first >= 2
+    assert load_file(base_dir / "output" / "loras" / "stopped.safetensors")
+    with server.follow(prompt) as run:
+        run.wait_for("progress", lambda data: data["value"] >= first + 3)
+        server.interrupt()
+        run.wait_for("execution_interrupted", timeout=30)
+    with safe_open(state, framework="pt") as f:
+        assert json.loads(f.metadata()["state"])["step"] > first
+        assert len(f.get_tensor("history")) > first
+
+
+def test_a_folder_without_records_is_named(server):
+    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.folder": "nowhere"})
+    with pytest.raises(AssertionError, match=r"TrainPreferenceLora\): .*there are no records in .*nowhere"):
+        server.post(prompt)
+    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.name": "../elsewhere"})
+    with pytest.raises(AssertionError, match="expected the name of one file"):
+        server.post(prompt)

@@ -1,0 +1,128 @@
+"""The page of a run, index.html: what came out, what was stopped and why, curves of every step, clips side by side."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..reporting.curves import Series, number
+from ..reporting.embed import Media
+from ..reporting.page import Clip, Page
+from ..running import results_log
+
+PAGE = "index.html"
+# (title, names in the log, y label, horizontal lines)
+PLOTS = (
+    ("Errors against the reference, apart", ("winner_error", "loser_error"), "change of mean error", (("reference", 0.0),)),
+    ("Implicit accuracy", ("rewards/accuracies",), "share of pairs", (("chance", 0.5),)),
+    ("Loss", ("loss",), "loss (nats)", ()),
+    ("Gradient factor", ("gradient_factor",), "sigmoid(-beta d)", (("nothing learnt", 0.5),)),
+    ("Beta", ("beta",), "beta", ()),
+    ("Motion of the predictions", ("dynamics",), "of the reference's", (("reference", 1.0),)),
+    ("Norm of the change", ("change_norm",), "Frobenius norm", ()),
+    ("Gradient norm before clipping", ("gradient_norm",), "norm", ()),
+)  # fmt: skip
+# Clips on the page; the others are in the run's folder.
+MOST_CLIPS = 24
+
+
+def plain(value):
+    """The value with NaN and infinite numbers as None, for JSON."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_page(
+    work: Path, name: str, outcome, found: dict | None, held_rows: Sequence[dict], clips: Sequence[dict], record: dict
+) -> None:
+    """Writes the page into the run's folder, from its log and validation clips. Raises OSError."""
+    page = Page(f"Preference tuning: {name}", summary(outcome, found))
+    if outcome.stopped:
+        page.note(outcome.stopped, warning=True)
+    if outcome.skipped:
+        page.note(f"{outcome.skipped} steps were skipped: their loss or gradient was not finite", warning=True)
+    if found:
+        page.heading("Held-out pairs")
+        rows = [
+            ("implicit accuracy (interval over prompts)", found["accuracy"]),
+            ("change of the winners' error", found["winner"]), ("change of the losers' error", found["loser"]),
+            ("motion of predictions, of the reference's", found["dynamics"]), ("pairs", found["pairs"]),
+            ("prompts", found["prompts"]),
+        ]  # fmt: skip
+        page.table(("figure", "value"), rows)
+        page.table(
+            ("sigma", "accuracy", "winners' error", "losers' error"),
+            [(r["sigma"], r["accuracy"], r["winner"], r["loser"]) for r in found["by_sigma"]],
+            "By noise level: change of the mean error against the reference",
+        )
+    if held_rows:
+        steps = [r["step"] for r in held_rows]
+        accuracy = [r["accuracy"] for r in held_rows]
+        line = Series(
+            "held-out accuracy", steps, [a["mean"] for a in accuracy], [a["low"] for a in accuracy],
+            [a["high"] for a in accuracy], points=True,
+        )  # fmt: skip
+        page.curves("Held-out implicit accuracy", [line], "step", "share of prompts", lines=(("chance", 0.5),))
+    _clips(page, work, clips)
+    page.heading("Training")
+    log = results_log.read(work / "log.jsonl")
+    for title, names, label, lines in PLOTS:
+        series = [Series(n, [r["step"] for r in log], [_number(r.get(n)) for r in log]) for n in names]
+        page.curves(title, series, "step", label, lines=lines)
+    page.details("Training record", plain(record))
+    page.write(work / PAGE)
+
+
+def summary(outcome, found: dict | None) -> str:
+    """One sentence that says the result."""
+    what = f"{outcome.steps} steps" if not outcome.stopped else f"Stopped after {outcome.steps} steps"
+    if not found:
+        return f"{what}; no pairs were held out, so nothing is known of other prompts."
+    a, w = found["accuracy"], found["winner"]
+    side = "above chance" if a.low > 0.5 else "below chance" if a.high < 0.5 else "not distinguishable from chance"
+    error = "rose" if w.above_zero else "fell" if w.below_zero else "did not change measurably"
+    return (
+        f"{what}: on held-out prompts the model prefers the winner in {100 * a.mean:.0f} % of pairs ({number(100 * a.low)} to "
+        f"{number(100 * a.high)} %), {side}; the winners' error {error}."
+    )
+
+
+def _clips(page: Page, work: Path, clips: Sequence[dict]) -> None:
+    """The first step's base beside the last step's clips."""
+    if not clips:
+        return
+    last = max(c["step"] for c in clips)
+    groups = defaultdict(list)
+    for clip in clips:
+        if clip["step"] in (0, last):
+            groups[clip["prompt"], clip["seed"]].append(clip)
+    page.heading(f"Validation clips of step {last}")
+    names = sorted({n for c in clips for n in c["scores"]})
+    rows = [
+        (c["prompt"], c["seed"], c["strength"], *(c["scores"].get(n) for n in names)) for g in groups.values() for c in g
+    ]  # fmt: skip
+    page.table(("prompt", "seed", "strength", *names), rows, "Scores: higher is better, except motion and high_frequency")
+    shown = 0
+    for (prompt, seed), group in groups.items():
+        media = [(c, _media(work / "validation" / f"step-{c['step']}", c)) for c in group]
+        media = [(c, m) for c, m in media if m is not None]
+        if media and shown < MOST_CLIPS:
+            page.clips(f"{prompt}, seed {seed}", [Clip(f"strength {c['strength']:g}", m) for c, m in media])
+            shown += len(media)
+
+
+def _media(folder: Path, clip: dict) -> Media | None:
+    for suffix, mime in ((".mp4", "video/mp4"), (".webm", "video/webm"), (".webp", "image/webp")):
+        path = folder / f"{clip['file'].removesuffix('.safetensors')}{suffix}"
+        if path.is_file():
+            return Media(path.read_bytes(), mime, *clip["size"])
+    return None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+

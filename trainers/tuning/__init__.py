@@ -1,0 +1,1 @@
+"""Fine-tuning of a Wan transformer: frozen backbone, LoRA, LoRA files, memory."""

@@ -1,0 +1,112 @@
+"""The shapes of a Wan transformer that decide what its training takes: of a loaded model, or read from headers alone."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..kernels.files.header import describe_foreign
+from ..kernels.files.stream import DTYPES
+from ..wan import scaled_fp8
+from ..wan.dit import PREFIXES, DitError, read_config
+from ..wan.dit_keys import to_diffusers
+from .backbone import expert_folder
+
+
+@dataclass(frozen=True)
+class DitShapes:
+    """What a plan needs of a transformer. width, ffn, layers: of its blocks; channels: of the latent; patch: (T, H, W);
+    image_keys: whether it has keys of an image; parameters: their number; stored_bytes: in memory as loaded; compute_bytes:
+    of an activation; quantised: whether layers stay in fp8.
+    """
+
+    width: int
+    ffn: int
+    layers: int
+    channels: int
+    patch: tuple[int, int, int]
+    image_keys: bool
+    parameters: int
+    stored_bytes: int
+    compute_bytes: int
+    quantised: bool = False
+
+
+def shapes_of(model: torch.nn.Module) -> DitShapes:
+    """The shapes of a loaded transformer, an adapter in it left out."""
+    own = {n: p for n, p in model.named_parameters() if ".lora_" not in n}
+    sizes = {n: (p.numel(), p.element_size()) for n, p in own.items()}
+    quantised = any(p.dtype in scaled_fp8.FP8 for p in own.values())
+    return _shapes(dict(model.config), sizes, model.patch_embedding.weight.element_size(), quantised)
+
+
+def read_shapes(path: str | Path, dtype: torch.dtype | None = None, expert: str | None = None) -> DitShapes:
+    """The shapes of what `backbone.load(path, dtype, expert=expert)` would load; no tensor is read.
+
+    Raises DitError or FileNotFoundError naming the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = expert_folder(path, expert)
+        folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+        files = sorted(folder.glob("*.safetensors"))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise DitError(f"{folder}: no readable config.json ({e}); expected a diffusers transformer folder") from e
+        stored = {k: v for file in files for k, v in _read_entries(file).items()}
+        if not stored:
+            raise DitError(f"{folder}: no .safetensors file in this folder")
+    elif path.is_file():
+        entries = _read_entries(path)
+        prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in entries), None)
+        if prefix is None:
+            raise DitError(f"{path}: has no patch_embedding.weight, so it is not a Wan transformer")
+        own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+        own = {k: v for k, v in own.items() if not k.endswith(scaled_fp8.STORAGE)}
+        config = read_config({k: shape for k, (shape, _) in own.items()}, path)
+        stored = {to_diffusers(k): v for k, v in own.items()}
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
+    return _as_loaded(config, stored, dtype)
+
+
+def _read_entries(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    try:
+        with safe_open(file, framework="pt") as f:
+            slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 (not a mapping)
+            return {k: (tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8)) for k, s in slices.items()}
+    except SafetensorError:
+        raise DitError(f"{file}: {describe_foreign(file)}; expected a Wan transformer as .safetensors") from None
+
+
+def _as_loaded(
+    config: Mapping, stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]], dtype: torch.dtype | None
+) -> DitShapes:
+    from diffusers import WanTransformer3DModel
+
+    kept = WanTransformer3DModel._keep_in_fp32_modules
+    numbers = {k: torch.Size(shape).numel() for k, (shape, _) in stored.items()}
+    elements: dict[torch.dtype, int] = {}
+    for k, (_, own) in stored.items():
+        if own not in scaled_fp8.FP8:
+            elements[own] = elements.get(own, 0) + numbers[k]
+    compute = dtype or (max(elements, key=elements.get) if elements else torch.bfloat16)
+    sizes, quantised = {}, False
+    for k, (shape, own) in stored.items():
+        if dtype is None and own in scaled_fp8.FP8 and k.startswith("blocks.") and len(shape) == 2:
+            sizes[k], quantised = (numbers[k], 1), True
+        else:
+            sizes[k] = (numbers[k], 4 if any(part in k for part in kept) else compute.itemsize)
+    return _shapes(config, sizes, compute.itemsize, quantised)
+
+
+def _shapes(config: Mapping, sizes: Mapping[str, tuple[int, int]], compute_bytes: int, quantised: bool) -> DitShapes:
+    return DitShapes(
+        config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"], config["num_layers"],
+        config["out_channels"], tuple(config["patch_size"]), config.get("added_kv_proj_dim") is not None,
+        sum(n for n, _ in sizes.values()), sum(n * size for n, size in sizes.values()), compute_bytes, quantised,
+    )  # fmt: skip
