@@ -35,6 +35,8 @@ def own_copy(model, source: str):
         )
     copy = model.clone(force_deepcopy=True)
     copy.model.requires_grad_(False)
+    # Hooks of LoRAs in bypass mode belong to the layers of `model`: loading the copy would put them there a second time.
+    copy.injections = {}
     if copy.model.get_dtype_inference() == torch.float16:
         # Gradients overflow in fp16.
         copy.set_model_compute_dtype(torch.bfloat16)
