@@ -1,5 +1,7 @@
 """What the training nodes need of a MODEL: that it can be trained on records, weights of its own, and its file's name."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -53,6 +55,12 @@ def core_training(title: str):
     if missing:
         raise ImportError(f"{title}: ComfyUI's nodes_train.py has no {missing[0]}; update ComfyUI to 0.25.0 or later")
     return nodes_train
+
+
+def identity(backbone: Backbone) -> str:
+    """A line that is the same for the same weights: what a resumed training must have alike."""
+    prints = json.dumps(backbone.fingerprint, sort_keys=True)
+    return f"{backbone.architecture}, weights {hashlib.sha256(prints.encode()).hexdigest()[:8]}"
 
 
 def source_name(model) -> str:

@@ -244,10 +244,11 @@ def test_a_lora_on_the_model_belongs_to_the_base(comfy, model, train):
         assert torch.equal(velocity(patched), own)
 
 
-def test_checkpointing_changes_nothing_but_memory(train):
+def test_checkpointing_and_offloading_change_nothing_but_memory(train):
     a, *_ = train(name="with")
     b, *_ = train(name="without", checkpointing=False)
-    assert all(difference(a[k], b[k]) < 1e-5 for k in a)
+    c, *_ = train(name="offloaded", offloading=True)
+    assert all(difference(other[k], a[k]) < 1e-5 for k in a for other in (b, c))
 
 
 def test_the_scores_can_decide(train):
@@ -373,6 +374,9 @@ def test_bad_settings_are_named_in_one_sentence(comfy, train, clip):
     train(name="settings", steps=2)
     with pytest.raises(ValueError, match=r"other settings \(rank 4 against 8\); give them again, give another 'name'"):
         train(name="settings", steps=2, rank=8)
+    (other,) = comfy.run("UNETLoader", unet_name="tiny_wan_t2v.safetensors", weight_dtype="default")
+    with pytest.raises(ValueError, match=r"other settings \(model wan, 2 blocks .* weights \w{8} against wan, 6 blocks"):
+        train(model=other, name="settings", steps=2)
     *_, report = train(name="settings", steps=2, rank=8, resume=False)
     assert "LoRA of rank 8" in report
     lora_file(comfy, "foreign").write_bytes(b"")
