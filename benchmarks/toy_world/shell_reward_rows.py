@@ -9,9 +9,9 @@ base's tokens lie outside the band, and with the world's defaults, where they li
 judge and the Frechet distance read decoded pictures and are in no objective.
 
 An arm's useful window is the last measured step up to which, without a gap from the first measured step on, the held-out
-violation of clips is below the base's, and neither the Frechet distance nor the judge's overall score nor its alignment with the
-caption is worse than the base's beyond the 95 % interval of the paired change. Finished arms are kept, so an interrupted run goes on; several processes can
-share the arms of one folder.
+violation of clips is below the base's, and neither the Frechet distance nor the judge's overall score nor its alignment with
+the caption is worse than the base's beyond the 95 % interval of the paired change. Finished arms are kept, so an interrupted
+run goes on; several processes can share the arms of one folder.
 """
 
 import json
