@@ -36,7 +36,7 @@ from .preference_objective import (
     PreferenceObjective,
 )
 from .recorded_pairs import RecordedPair
-from .trainable_model import core_training, own_copy, require_trainable, source_name
+from .trainable_model import core_training, identity, own_copy, require_trainable, source_name
 from .training_guider import Prompts, Training, empty_prompt
 from .training_loop import COSINE, LoopSettings, Outcome, TrainingError
 
@@ -418,7 +418,7 @@ class TrainPreferenceLora(io.ComfyNode):
             recorded_pairs.require_different(pairs)
             path, file = training_state.path_of(name), Path(in_output(LORA_FOLDER, f"{name}.safetensors"))
             described = vars(settings) | {
-                "pairs": recorded_pairs.digest(pairs), "model": [backbone.architecture, dict(backbone.fingerprint)],
+                "pairs": recorded_pairs.digest(pairs), "model": identity(backbone),
             }  # fmt: skip
             loop = LoopSettings(steps, learning_rate, warmup_steps, COSINE, save_every, path, described)
             if not path.is_file() and file.exists():

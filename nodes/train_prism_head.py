@@ -24,7 +24,7 @@ from .output_names import require_plain
 from .prism_files import FOLDER
 from .prism_objective import LOSS, RIGHT, SIGMAS, PrismObjective, Scorer, accuracies, optimiser_of, split
 from .prism_type import PrismType, for_wire
-from .trainable_model import require_trainable, source_name
+from .trainable_model import identity, require_trainable, source_name
 from .training_guider import Prompts, Training, empty_prompt
 from .training_loop import CONSTANT, LoopSettings, Outcome
 
@@ -293,7 +293,7 @@ class TrainPrismHead(io.ComfyNode):
             described = vars(settings) | {
                 "taps": list(settings.taps), "pairs": recorded_pairs.digest([c.pair for c in comparisons]),
                 "ties": [c.outcome for c in comparisons].count(TIE),
-                "model": [backbone.architecture, dict(backbone.fingerprint)],
+                "model": identity(backbone),
             }  # fmt: skip
             loop = LoopSettings(steps, learning_rate, warmup_steps, CONSTANT, save_every, path, described)
             if not path.is_file() and file.exists():

@@ -1,5 +1,7 @@
 """What the training nodes need of a MODEL: that it can be trained on records, weights of its own, and its file's name."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -35,6 +37,8 @@ def own_copy(model, source: str):
         )
     copy = model.clone(force_deepcopy=True)
     copy.model.requires_grad_(False)
+    # Hooks of LoRAs in bypass mode belong to the layers of `model`: loading the copy would put them there a second time.
+    copy.injections = {}
     if copy.model.get_dtype_inference() == torch.float16:
         # Gradients overflow in fp16.
         copy.set_model_compute_dtype(torch.bfloat16)
@@ -51,6 +55,12 @@ def core_training(title: str):
     if missing:
         raise ImportError(f"{title}: ComfyUI's nodes_train.py has no {missing[0]}; update ComfyUI to 0.25.0 or later")
     return nodes_train
+
+
+def identity(backbone: Backbone) -> str:
+    """A line that is the same for the same weights: what a resumed training must have alike."""
+    prints = json.dumps(backbone.fingerprint, sort_keys=True)
+    return f"{backbone.architecture}, weights {hashlib.sha256(prints.encode()).hexdigest()[:8]}"
 
 
 def source_name(model) -> str:

@@ -98,8 +98,9 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Trains the parameters in place, from a state if one is given.
 
-    on_step(steps done, history) is called after each step, on_save(healthy step, its parameters) after each save. When ComfyUI
-    interrupts the run, the last whole step is saved and the interruption goes on. Raises TrainingError, StateError or OSError.
+    on_step(steps done, history) is called after each step, on_save(step, its parameters) after each save, with those of the
+    last healthy step where the present ones are not. When ComfyUI interrupts the run, the last whole step is saved and the
+    interruption goes on. Raises TrainingError, StateError or OSError.
     """
     step, skipped, bad, history = 0, 0, 0, []
     healthy = (0, _copies(parameters))
@@ -115,7 +116,7 @@ def train(
         tensors[HISTORY] = torch.tensor(history, dtype=torch.float64)
         notes = {"objective": objective.state_dict(), "healthy": healthy[0], "skipped": skipped}
         training_state.save(settings.path, State(step, tensors, notes), settings.described)
-        on_save(*healthy)
+        on_save(*((step, parameters) if objective.healthy else healthy))
 
     try:
         while step < settings.steps and not stopped:

@@ -294,3 +294,20 @@ def test_a_record_survives_its_line(tmp_path, records):
     assert [c.latent for c in moved.candidates] == [tmp_path / "b" / "latents" / c.latent.name for c in record.candidates]
     with pytest.raises(files.RecordError, match="here: damaged"):
         files.parse_line(line[:-10], tmp_path, "here")
+
+
+def test_one_candidates_file_is_described_and_read(tmp_path):
+    from trainers.kernels.files import latents as files
+    from trainers.kernels.files.header import FormatError
+
+    z = torch.randn(16, 2, 4, 4)
+    path = tmp_path / "one.safetensors"
+    files.write_latents(path, {"a": z.half()}, WAN21, {"a": {}})
+    assert files.describe_one(path) == (WAN21, (16, 2, 4, 4))
+    assert torch.equal(files.read_one(path), z.half().float())
+    files.write_latents(path, {"a": z, "b": z}, WAN21, {"a": {}, "b": {}})
+    with pytest.raises(FormatError, match="holds 2 clips, expected the one normalised clip of a candidate"):
+        files.describe_one(path)
+    files.write_latents(path, {"a": z * torch.nan}, WAN21, {"a": {}})
+    with pytest.raises(FormatError, match="one.safetensors: contains NaN or infinite values"):
+        files.read_one(path)

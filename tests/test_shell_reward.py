@@ -552,3 +552,24 @@ def test_an_expert_has_its_own_range():
     assert (arguments.levels_of(Args).low, arguments.levels_of(Args).high) == (0.875, 1.0)
     Args.expert = None
     assert (arguments.levels_of(Args).low, arguments.levels_of(Args).high) == (0.7, 1.0)
+
+
+def test_validation_prompts_are_measured_and_not_trained_on(argv, tmp_path, monkeypatch):
+    prompts = tmp_path / "measured.txt"
+    prompts.write_text(f"{PROMPTS[0]}\n{PROMPTS[3]}\n")
+    seen = set()
+    real = objective.ShellObjective._backward
+    monkeypatch.setattr(objective.ShellObjective, "_backward", lambda s, g: seen.update(d.prompt for d in g) or real(s, g))
+    out = tmp_path / "lora.safetensors"
+    more = ("--validation_prompts", prompts, "--held_out", 0, "--validation_seeds", 1, 2)
+    assert shell_reward.main(argv(out, *more)) in (0, 1)
+    assert seen == {text_id(p) for p in PROMPTS} - {text_id(PROMPTS[0]), text_id(PROMPTS[3])}
+    assert report_of(out)["held_out_over_steps"][0]["clips"] == 4
+    assert {c["prompt"] for c in report_of(out)["clips"]} == {PROMPTS[0], PROMPTS[3]}
+
+
+def test_a_config_file_and_an_unknown_logger(argv, tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text('report_to = "nothing"\nvalidation_steps = 0\n')
+    assert shell_reward.main(argv(tmp_path / "o.safetensors", "--config", config)) == 2
+    assert "--report_to nothing" in capsys.readouterr().err

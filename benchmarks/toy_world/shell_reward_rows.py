@@ -9,9 +9,9 @@ base's tokens lie outside the band, and with the world's defaults, where they li
 judge and the Frechet distance read decoded pictures and are in no objective.
 
 An arm's useful window is the last measured step up to which, without a gap from the first measured step on, the held-out
-violation of clips is below the base's, and neither the Frechet distance nor the judge's overall score is worse than the base's
-beyond the 95 % interval of the paired change. Finished arms are kept, so an interrupted run goes on; several processes can
-share the arms of one folder.
+violation of clips is below the base's, and neither the Frechet distance nor the judge's overall score nor its alignment with
+the caption is worse than the base's beyond the 95 % interval of the paired change. Finished arms are kept, so an interrupted
+run goes on; several processes can share the arms of one folder.
 """
 
 import json
@@ -226,8 +226,8 @@ def window(rows: list[dict], key: str) -> int:
     last = 0
     for row in sorted((r for r in rows if key in r), key=lambda r: r["step"]):
         f = row[key]
-        (gain, _), (frechet, frechet_half), (overall, overall_half) = f["violation_change"], f["frechet_change"], f["overall"]
-        if gain >= 0 or frechet > frechet_half or overall < -overall_half:
+        worse = f["frechet_change"][0] > f["frechet_change"][1] or any(f[k][0] < -f[k][1] for k in ("overall", "alignment"))
+        if f["violation_change"][0] >= 0 or worse:
             break
         last = row["step"]
     return last

@@ -209,10 +209,46 @@ def interrupted(comfy, train, monkeypatch, step, objective=None, **changes):
         return json.loads(f.metadata()["state"])["step"]
 
 
-def test_checkpointing_changes_nothing_but_memory(train):
+def test_errors_are_those_of_the_model_under_the_encoded_prompt(comfy, model, clip, records, train):
+    """The base's error of a step, against a plain forward with what CLIP Text Encode gives."""
+    import comfy.model_management as memory
+
+    objectives, pairs = comfy.module("nodes.preference_objective"), comfy.module("nodes.recorded_pairs")
+    levels = comfy.module("kernels.tuning.noise_levels").NoiseLevels("shifted", 3.0)
+    train(name="errors", steps=1, pairs_per_step=1)
+    objective = objectives.PreferenceObjective(
+        pairs.read(pairs.folder_of(records, ""), ""), None, None, levels, None, None, 1, LORA["seed"], 0.0,
+        torch.device("cpu"), None,
+    )  # fmt: skip
+    recorded, pair = objective._draw(0)
+    (positive,) = comfy.run("CLIPTextEncode", clip=clip, text=recorded.prompt)
+    memory.load_models_gpu([model], force_full_load=True)
+    with torch.inference_mode():
+        x = pair.noisy("winner")
+        x0 = model.model.apply_model(x, pair.sigma, c_crossattn=positive[0][0], transformer_options={})
+        error = ((x - x0.float()) / pair.sigma - pair.target("winner")).square().mean()
+    found = load_file(state_file(comfy, "errors"))["history"][0]
+    assert float(found[objectives.BASE_WINNER]) == pytest.approx(float(error), rel=1e-4)
+    assert found[objectives.BASE_WINNER] == found[objectives.WINNER]
+
+
+def test_a_lora_on_the_model_belongs_to_the_base(comfy, model, train):
+    """So that a second training goes on from the first: merged in; in bypass mode, whose hooks stay on the model's layers."""
+    first, *_ = train(name="first", learning_rate=3e-2)
+    plain, *_ = train(name="on_plain", steps=1)
+    for bypass in (False, True):
+        (patched,) = comfy.run("LoraModelLoader", model=model, lora=first, strength_model=1.0, bypass=bypass)
+        own = velocity(patched)
+        second, *_ = train(model=patched, name=f"second_{bypass}", steps=1)
+        assert any((second[k] != plain[k]).any() for k in plain) == (not bypass)
+        assert torch.equal(velocity(patched), own)
+
+
+def test_checkpointing_and_offloading_change_nothing_but_memory(train):
     a, *_ = train(name="with")
     b, *_ = train(name="without", checkpointing=False)
-    assert all(difference(a[k], b[k]) < 1e-5 for k in a)
+    c, *_ = train(name="offloaded", offloading=True)
+    assert all(difference(other[k], a[k]) < 1e-5 for k in a for other in (b, c))
 
 
 def test_the_scores_can_decide(train):
@@ -338,6 +374,9 @@ def test_bad_settings_are_named_in_one_sentence(comfy, train, clip):
     train(name="settings", steps=2)
     with pytest.raises(ValueError, match=r"other settings \(rank 4 against 8\); give them again, give another 'name'"):
         train(name="settings", steps=2, rank=8)
+    (other,) = comfy.run("UNETLoader", unet_name="tiny_wan_t2v.safetensors", weight_dtype="default")
+    with pytest.raises(ValueError, match=r"other settings \(model wan, 2 blocks .* weights \w{8} against wan, 6 blocks"):
+        train(model=other, name="settings", steps=2)
     *_, report = train(name="settings", steps=2, rank=8, resume=False)
     assert "LoRA of rank 8" in report
     lora_file(comfy, "foreign").write_bytes(b"")

@@ -7,7 +7,9 @@ The model is given pure noise and called at noise levels from .7 to 1; x0 = x - 
 calibrated band: tokens outside are moved towards it, from both sides, tokens inside are left alone. --objective distance and
 mean_tau are the published ones. The published recipe (1e-5, batch 8) peaks after 80 to 100 steps at 1.3B and after about 20 at
 14B; going on ruins the clips. So held-out clips are measured every --validation_steps, and the run ends when they violate the
-band no less than before, or when their detail shows over-optimisation. The parameters of the best step are written.
+band no less than before, or when their detail shows over-optimisation. The parameters of the best step are written. Keep the
+alarm on: clips far from the shell, as a few steps with much guidance make them, violate the band less and less while they are
+ruined; clips that begin on the shell show it in the violation, too.
 
 A folder beside the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
 report.json and index.html, a page that shows all of it.
