@@ -172,9 +172,9 @@ class TestRun:
 
     def test_real_geometry_of_three_sides(self, rooms, tmp_path):
         """Warped copies are lower; stills, whose error is almost 0, are not the best of all but left out, and that is said."""
-        first = folder_of(tmp_path / "first", rooms[:3])
-        warped = folder_of(tmp_path / "warped", [room.warp(c, 8.0, 1)[0].frames for c in rendered()[:3]])
-        still = folder_of(tmp_path / "still", [clip[[0] * 9] for clip in rooms[:3]])
+        first = folder_of(tmp_path / "first", rooms[:2])
+        warped = folder_of(tmp_path / "warped", [room.warp(c, 8.0, 1)[0].frames for c in rendered()[:2]])
+        still = folder_of(tmp_path / "still", [clip[[0] * 9] for clip in rooms[:2]])
         out = tmp_path / "out"
         assert compare(first, warped, out, "--more", f"still={still}", "--names", "first", "warped", "--shown", 1,
                        "--backend", "auto") == 0  # fmt: skip
@@ -182,11 +182,11 @@ class TestRun:
         assert found["warped"]["rewards"]["geometry"]["verdict"] == "lower"
         assert found["warped"]["rewards"]["geometry"]["line"].startswith("warped is lower (-")
         geometry, said = found["still"]["rewards"]["geometry"], found["still"]["alarms"]
-        assert geometry["undetermined"] == [0, 3]
-        assert geometry["left_out"] == {"undetermined": 3}
+        assert geometry["undetermined"] == [0, 2]
+        assert geometry["left_out"] == {"undetermined": 2}
         assert geometry["line"] == "no pair has a score on both sides"
         assert report_of(out)["clips"]["sub/clip0"]["sides"]["still"]["scores"] == {}
-        assert any("geometry cannot judge 3 clips of still, against 0 of first" in a for a in said)
+        assert any("geometry cannot judge 2 clips of still, against 0 of first" in a for a in said)
         assert any("still moves less" in a for a in said)
         tree = Page((out / "index.html").read_text())
         assert tree.labels == ["first", "warped", "still"]

@@ -534,11 +534,9 @@ def _described(folder):
         return json.loads(f.metadata()["state"])["settings"]
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
-def test_two_processes_equal_one(folder, backbone, tmp_path, cached):
+def test_two_processes_equal_one(folder, backbone, tmp_path):
     """The same pairs a step, shared by two processes: the same LoRA to 1e-5, written once."""
     more = ("--beta", 100, "--lr_warmup_steps", 0, "--learning_rate", 3e-4, "--eval_steps", 2)
-    more += ("--cached_reference",) if cached else ()
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert run_train(folder, backbone, one, *more, "--gradient_accumulation_steps", 4, steps=3) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.dpo"]

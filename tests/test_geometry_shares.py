@@ -122,21 +122,6 @@ def test_a_killed_shard_goes_on_in_one_process(clips, tmp_path, monkeypatch):
     assert [p.name for p in sorted(out.iterdir())] == ["report.json", "scores.jsonl"]
 
 
-def test_processes_of_a_launcher_share_the_clips(clips, tmp_path):
-    out = tmp_path / "two"
-    # The main process finds its share done, and has to wait.
-    assert shard(clips, out, 0, 2) == 0
-    ended = python(*LAUNCH, *command(clips, out))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("scores.jsonl: ") == 1
-    assert [p.name for p in sorted(out.iterdir())] == ["report.json", "scores.jsonl"]
-    assert score(clips, tmp_path / "one") == 0
-    assert without_times(out) == without_times(tmp_path / "one")
-    ended = python(*LAUNCH, *command(clips, out, "--shard_index", 0, "--shard_count", 2))
-    assert ended.returncode != 0
-    assert "error: --shard_count is for commands without a launcher, but 2 processes were launched" in ended.stderr
-
-
 def test_a_missing_shard_is_named(clips, tmp_path, capsys):
     out = tmp_path / "out"
     for index in (0, 2):

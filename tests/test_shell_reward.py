@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -249,25 +248,6 @@ def test_a_killed_run_goes_on_and_writes_the_same(argv, tmp_path):
     assert shell_reward.main(argv(out, "--resume_from_checkpoint", "latest", steps=6)) == 0
     a, b = load_file(whole), load_file(out)
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_two_processes_train_as_one(argv, tmp_path):
-    out, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    # Not AdamW, which makes rounding of tiny gradients as large as the learning rate.
-    more = ("--optimizer", "torch.optim.SGD", "--learning_rate", 0.1)
-    assert shell_reward.main(argv(out, *more)) == 0
-    port = 29500 + os.getpid() % 1000
-    values = argv(two, *more, "--train_batch_size", 1)
-    processes = []
-    for rank in range(2):
-        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
-        processes.append(subprocess.Popen([sys.executable, "-m", "trainers.shell_reward", *values], cwd=ROOT, env=env))
-    assert [p.wait(timeout=240) for p in processes] == [0, 0]
-    a, b = load_file(out), load_file(two)
-    for k in a:
-        torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-5)
-    assert report_of(out)["written_step"] == report_of(two)["written_step"]
 
 
 class TestStopping:

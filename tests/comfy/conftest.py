@@ -30,6 +30,10 @@ def pytest_collection_modifyitems(items):
     here = [item for item in items if HERE in item.path.resolve().parents]
     if not here:
         return
+    for item in here:
+        if "server" in item.fixturenames:
+            # With --dist loadgroup one process has the server, and the others need not start one.
+            item.add_marker(pytest.mark.xdist_group("server"))
     try:
         reason = reason_to_skip()
     except FileNotFoundError as error:

@@ -78,6 +78,7 @@ def walk(comfy, scene, head, patched, class_ids, **options) -> tuple[list[str], 
     return wrong, tried
 
 
+@pytest.mark.thorough
 def test_every_patch(comfy, parts, scene):
     wrong, tried = walk(comfy, scene, parts.head, lambda i: apply(comfy, i, parts.model, parts), model_nodes(comfy))
     assert not wrong, "\n".join(wrong)

@@ -44,7 +44,7 @@ def walk(comfy, head, scenes, **options) -> tuple[list[str], list[str]]:
     return wrong, tried
 
 
-@pytest.mark.parametrize("cfg", [5.0, 1.0])
+@pytest.mark.parametrize("cfg", [pytest.param(5.0, marks=pytest.mark.thorough), 1.0])
 def test_every_sampler(comfy, parts, scene, cfg):
     from comfy.samplers import KSampler
 

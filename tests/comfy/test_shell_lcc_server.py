@@ -7,6 +7,7 @@ import pytest
 
 from . import test_geometry_server as geometry
 from . import test_prism_server as prism
+from . import test_training_server as training
 from .shell_lcc_material import FIT, GUIDANCE, sheet, write_video
 from .test_stock import stock_t2v
 from .tiny_wan import STAND_INS
@@ -80,7 +81,8 @@ def test_shipped_workflow_runs(server, material, name):
 
 
 def test_every_shipped_workflow_is_run():
-    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(SMALLER) | set(prism.SMALLER) | set(geometry.SMALLER)
+    run = set().union(*(module.SMALLER for module in (prism, geometry, training)), SMALLER)
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == run
 
 
 def test_strength_zero_gives_the_stock_video(server, material):
