@@ -122,7 +122,7 @@ def sampling_flops(size: DitSize, tokens: int, steps: int) -> float:
 
 
 def pair_flops(size: DitSize, tokens: int, *, cached: bool = False, full: bool = False) -> float:
-    """FLOPs of one pair in a step of trainers.dpo with checkpointing (trainers.tuning.split_step).
+    """FLOPs of one pair in a step of trainers.dpo with checkpointing (kernels.tuning.split_step).
 
     Without a graph: the reference's winner and loser unless they are cached, and the loser. With one, for each side: forward,
     the same again in the backward pass, and that pass itself. full: all parameters instead of a LoRA, whose own FLOPs, below

@@ -3,7 +3,7 @@
     python -m benchmarks.tuning_step [--layers 6] [--latent 16 3 20 32] [--dtype bf16] [--device cuda] [--repeats 3]
 
 A random transformer of Wan2.1-1.3B's width with a LoRA of rank 32. An ordinary step is one forward and one backward pass of
-one clip. The split step is trainers.tuning.split_step with the reference computed; the two-graph step keeps the winner's graph
+one clip. The split step is kernels.tuning.split_step with the reference computed; the two-graph step keeps the winner's graph
 until the loser's error is known, as trainers do that call backward() once on the whole loss. Peaks are the bytes of living
 tensors beside weights and LoRA (benchmarks.live_bytes), on a GPU the allocator's as well.
 """
@@ -15,10 +15,11 @@ from collections.abc import Callable
 import torch
 
 from trainers.kernels.tuning import preference_loss as losses
+from trainers.kernels.tuning import split_step
 from trainers.kernels.tuning.preference_loss import Errors, PreferenceLoss
-from trainers.tuning import backbone, lora, split_step
+from trainers.kernels.tuning.split_step import NoisyPair, Velocity
+from trainers.tuning import backbone, lora
 from trainers.tuning.lora import LoraOptions
-from trainers.tuning.split_step import NoisyPair, Velocity
 
 from .live_bytes import LiveBytes
 

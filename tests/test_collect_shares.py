@@ -14,11 +14,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
 from trainers.kernels.files import header as formats
+from trainers.kernels.files import preference_records
 from trainers.kernels.latent_space import WAN21
 from trainers.latents.read import list_clips, read_clip
 from trainers.pairs import cli as pairs
 from trainers.preferences import manifest
-from trainers.preferences import records as preference_records
 from trainers.prism import cli as prism
 from trainers.prism import collect as module
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.geometry import room
 from benchmarks.toy_world import weights
-from trainers.kernels.files import atomic
+from trainers.kernels.files import atomic, preference_records
 from trainers.kernels.files import header as formats
 from trainers.kernels.files.latents import write_latents
 from trainers.kernels.geometry import tracks
@@ -47,7 +47,6 @@ from trainers.pairs.choose import choose
 from trainers.pairs.filters import Limits
 from trainers.pairs.ranking import Ranked
 from trainers.preferences import clips, groups, manifest, tables
-from trainers.preferences import records as preference_records
 from trainers.preferences.groups import Candidate, Group, GroupError
 from trainers.prism import cli as prism
 from trainers.prism import data as prism_data

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from trainers.kernels.files import header as formats
+from trainers.kernels.files.preference_records import RecordError, read
 from trainers.kernels.geometry.record import TRACKS, UNDETERMINED, VERSIONS, GeometryRecord
 from trainers.kernels.latent_space import WAN21, LatentSpaceError
 from trainers.latents import read as latent_data
-from trainers.preferences.records import RecordError, read
 
 from .preference_material import preference_folder
 

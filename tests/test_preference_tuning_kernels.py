@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 
-from trainers.kernels.tuning import naive, noise_levels
+from trainers.kernels.tuning import naive, noise_levels, split_step
 from trainers.kernels.tuning import preference_loss as losses
 from trainers.kernels.tuning.auto_beta import AutoBeta, FixedBeta
 from trainers.kernels.tuning.noise_levels import NoiseLevels
 from trainers.kernels.tuning.preference_loss import Errors, LossError, PreferenceLoss
-from trainers.tuning import split_step
-from trainers.tuning.split_step import NoisyPair
+from trainers.kernels.tuning.split_step import NoisyPair
 
 EVERY = [
     PreferenceLoss(anchor=0, static=0),

@@ -13,11 +13,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.command_line import make_parser
+from trainers.kernels.files import preference_records
 from trainers.kernels.files.preference_records import RECORDS, new_record, to_line, write_candidate
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.rewards.flow_residual import FlowResidual
 from trainers.kernels.rewards.prompt_gap import PromptGap
-from trainers.preferences import records as preference_records
 from trainers.scorers.latent_view import ConditionalNetwork, LatentView
 
 from . import candidates, judge, pipeline, weights

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trainers.kernels.files import preference_records
 from trainers.kernels.geometry import dense, view_files
 from trainers.kernels.geometry.heat_map import full_error, heat_map
 from trainers.kernels.geometry.record import CONSISTENT, INCONSISTENT, TRACKS, UNDETERMINED, GeometryRecord, score_of
 from trainers.kernels.latent_space import WAN21
-from trainers.preferences import records as preference_records
 
 from .geometry_material import FRAMES, HEIGHT, WIDTH, clip, da3, images, scored, views
 from .random_da3 import MONO_NAME, NAME, write_model

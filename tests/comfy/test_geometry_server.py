@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers.kernels.files import preference_records
 from trainers.kernels.geometry import view_files
-from trainers.preferences import records as preference_records
 
 from .geometry_material import clip, views
 from .random_da3 import NAME, STAND_IN, write_model

@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 
 from ..kernels.tuning.noise_levels import NoiseLevels
+from ..kernels.tuning.split_step import NoisyPair
 from ..tuning.backbone import ImageCondition
-from ..tuning.split_step import NoisyPair
 from .data import PairData, PairRow
 
 # Channels of the mask that image-to-video models take: frames of a latent frame.

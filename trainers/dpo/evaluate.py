@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.tuning import split_step
 from ..kernels.tuning.noise_levels import KINDS, SHIFTED, NoiseLevels
 from ..kernels.tuning.preference_loss import PreferenceLoss
 from ..reporting import intervals
 from ..reporting.intervals import Interval
 from ..running.device import init_distributed
 from ..running.progress import Bar
-from ..tuning import backbone, lora, lora_files, split_step
+from ..tuning import backbone, lora, lora_files
 from ..tuning.backbone import EXPERTS
 from ..tuning.lora import LoraOptions
 from . import data as dpo_data

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.tuning import preference_loss as losses
+from ..kernels.tuning import split_step
 from ..kernels.tuning.auto_beta import AutoBeta, FixedBeta
 from ..kernels.tuning.preference_loss import PreferenceLoss
-from ..tuning import split_step
-from ..tuning.split_step import NoisyPair, Reference, Velocity
+from ..kernels.tuning.split_step import NoisyPair, Reference, Velocity
 from ..wan.text_padding import fold_padding
 from .data import PairData
 from .draws import Draw, Draws, by_shape, image_of, noisy_pair

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.tuning.split_step import NoisyPair, Reference, Velocity, measure_reference
 from ..running import results_log
 from ..running.identity import digest_of
 from ..running.progress import Bar
-from ..tuning.split_step import NoisyPair, Reference, Velocity, measure_reference
 from .draws import Draw
 
 VALUES = ("winner", "loser", "winner_motion", "loser_motion")

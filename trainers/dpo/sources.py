@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..kernels.files import preference_records
 from ..preferences import manifest
-from ..preferences import records as preference_records
 from ..preferences.manifest import PreferencePair
 from ..preferences.tables import PairsError
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..kernels.files import preference_records
 from ..kernels.geometry.record import GeometryRecord
 from ..latents.read import LATENT_SUFFIXES
 from ..video.read import VIDEO_SUFFIXES
-from . import records as preference_records
 
 PROMPT = "prompt.txt"
 

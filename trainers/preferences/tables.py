@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from ..kernels.files import preference_records
 from ..kernels.prism.preference_loss import LOSS, TIE, WIN
-from . import records as preference_records
 
 LABELS = {"a": WIN, "b": LOSS, "same": TIE, "tie": TIE}
 PAIR_COLUMNS = ("path_A", "path_B", "prompt")

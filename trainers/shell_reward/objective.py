@@ -15,7 +15,7 @@ from ..kernels.shell_lcc.manifold import ShellManifold
 from ..kernels.tuning import latent_detail
 from ..kernels.tuning import shell_objective as shell
 from ..kernels.tuning.shell_objective import BAND, DISTANCE, ShellTarget, SigmaTargets
-from ..tuning.split_step import same_randomness
+from ..kernels.tuning.split_step import same_randomness
 from .draws import Draw, Draws
 from .held_out import Summary, summary
 from .predict import OneStep
