@@ -377,13 +377,13 @@ def test_a_rigid_clip_is_consistent_and_beats_its_twins(rigid, rigid_scored):
     assert record.frame_indices == list(range(17))
     assert len(record.frame_errors) == 17
     for twin in (room.warp(rigid, 2.0, 0)[0], rendered(breathing=0.3), rendered(morph=0.3)):
-        assert tracks.score_clip(twin.frames, "torch", pictures=False).record.error > 1.5 * record.error
-    assert tracks.score_clip(room.warp(rigid, 4.0, 0)[0].frames, "torch").record.verdict == INCONSISTENT
+        assert tracks.score_clip(twin.frames, pictures=False).record.error > 1.5 * record.error
+    assert tracks.score_clip(room.warp(rigid, 4.0, 0)[0].frames, pictures=False).record.verdict == INCONSISTENT
 
 
 @pytest.mark.parametrize("move", room.STILL_MOVES)
 def test_clips_that_show_no_depth_are_undetermined(move):
-    record = tracks.score_clip(rendered(move).frames, "torch", pictures=False).record
+    record = tracks.score_clip(rendered(move).frames, pictures=False).record
     assert record.verdict == UNDETERMINED
     assert record.score == 0.0
 

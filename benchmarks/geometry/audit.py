@@ -239,8 +239,8 @@ def make_tables(args: argparse.Namespace) -> None:
     scenes = {seed: found for seed, found in sorted(scenes.items()) if "rigid" in found}
     title = (
         f"Seeds {min(scenes)} to {max(scenes)} of cheats.py, 832x480, 49 frames; thresholds were fixed on seeds 600 to 613, "
-        "1000 to 1004 and 1050 to 1056 before these were rendered. Commands: `python -m benchmarks.geometry.audit rows`, "
-        "then `tables`."
+        "1000 to 1004 and 1050 to 1056, and those of lost points on real footage, before these were rendered. Commands: "
+        "`python -m benchmarks.geometry.audit rows`, then `tables`."
     )
     text = compose(scenes, title)
     args.output_dir.mkdir(parents=True, exist_ok=True)
