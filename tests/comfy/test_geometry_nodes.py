@@ -17,6 +17,8 @@ from trainers.kernels.latent_space import WAN21
 from .geometry_material import FRAMES, HEIGHT, WIDTH, clip, da3, images, scored, views
 from .random_da3 import MONO_NAME, NAME, write_model
 
+pytestmark = pytest.mark.thorough
+
 DA3 = {"views": 10, "resolution": 504, "pose_method": "cam_dec", "perceptual": "none", "vgg": "none"}
 RECORD = {
     "prompt": "a room", "negative": "", "model": "wan", "name": "of_tests", "latent_space": "auto", "score_name": "geometry",
@@ -62,7 +64,6 @@ def da3_score(comfy, **inputs):
     return comfy.run(node("GeometryDA3"), **{**DA3, **inputs})
 
 
-@pytest.mark.thorough
 def test_true_geometry_from_a_file_scores_as_the_kernel_says(comfy, base_dir, saved):
     made = clip(drift=DRIFT)
     file = saved("drift", views(made))
@@ -84,7 +85,6 @@ def test_true_geometry_from_a_file_scores_as_the_kernel_says(comfy, base_dir, sa
     assert len(comfy.ui["images"]) == 5
 
 
-@pytest.mark.thorough
 def test_the_heat_map_lights_up_where_the_renderer_put_the_defect(comfy, saved):
     made = clip(drift=DRIFT)
     geometry, _ = comfy.run(node("LoadGeometry"), file=saved("every", views(made, count=FRAMES)))
@@ -101,7 +101,6 @@ def test_the_heat_map_lights_up_where_the_renderer_put_the_defect(comfy, saved):
     assert made.object_mask.float().mean() < 0.15
 
 
-@pytest.mark.thorough
 def test_rigid_beats_corrupted_with_true_geometry(comfy, saved):
     scores = {}
     for name, made in {"rigid": clip(), "drift": clip(drift=DRIFT), "breathing": clip(breathing=0.3)}.items():
@@ -167,7 +166,6 @@ def test_saved_geometry_comes_back(comfy, model, base_dir):
         comfy.run(node("SaveGeometry"), da3_geometry=geometry, filename_prefix="../../geometry")
 
 
-@pytest.mark.thorough
 def test_lpips_adds_the_published_figure(comfy, models_dir, saved):
     generator, state = torch.Generator().manual_seed(0), {}
     fan_in = 3
@@ -239,7 +237,6 @@ def test_memory_is_reserved_for_the_views_that_are_measured(comfy, monkeypatch, 
     assert (placed.frame_indices, placed.frames, placed.notes) == (found.frame_indices, count, ["kept"])
 
 
-@pytest.mark.thorough
 def test_a_camera_that_stands_still_is_undetermined(comfy):
     geometry = da3(clip("static"))
     score, verdict, *_ = da3_score(comfy, da3_geometry=geometry)
@@ -253,7 +250,6 @@ def test_a_camera_that_stands_still_is_undetermined(comfy):
         assert heat.shape == still.shape
 
 
-@pytest.mark.thorough
 def test_wrong_connections_and_bad_frames_are_named(comfy, model, models_dir):
     frames = images(clip())
     broken = frames.clone()
@@ -329,7 +325,6 @@ def best_of(comfy, pictures, clips, latent=None):
     return comfy.run(node("GeometryBestOfN"), lists=lists, clips=clips, backend="torch")
 
 
-@pytest.mark.thorough
 def test_the_most_consistent_clip_wins(comfy):
     made = [clip("static"), clip(morph=0.3), clip()]
     latent = {"samples": torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 16, 3, 4, 4), "batch_index": [4, 5, 6]}
@@ -348,7 +343,6 @@ def test_the_most_consistent_clip_wins(comfy):
     assert [line.split(":")[0] for line in text.splitlines()[1:]] == ["  clip 3", "  clip 2", "  clip 1"]
 
 
-@pytest.mark.thorough
 def test_clips_may_come_as_a_list_of_any_lengths(comfy):
     pictures = [images(clip("static"))[:4], images(clip())[:, :, :160]]
     latents = [{"samples": torch.full((1, 16, 2, 4, 4), float(n))} for n in (1, 2)]

@@ -9,6 +9,8 @@ from .prism_material import node
 from .race_material import STEPS, advanced, difference, load_parts, scene_of, stock
 from .shell_lcc_material import FIT, sheet
 
+pytestmark = pytest.mark.thorough
+
 SEED = 5
 
 

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from .shell_lcc_material import FIT, GUIDANCE, REFINE, sheet, write_video
 from .tiny_wan import HEAD_DIM, I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
 
+pytestmark = pytest.mark.thorough
+
 KEY = "intrinsic_reward_shell_lcc"
 
 

@@ -9,6 +9,8 @@ import torch
 from .shell_lcc_material import GUIDANCE
 from .test_stock import stock_t2v
 
+pytestmark = pytest.mark.thorough
+
 CAPTION = "a red ball in a wood room, fast orbit"
 
 
