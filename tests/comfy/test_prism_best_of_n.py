@@ -11,6 +11,8 @@ from .prism_material import make_head, node
 from .shell_lcc_material import FIT, GUIDANCE, sheet
 from .tiny_wan import I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
 
+pytestmark = pytest.mark.thorough
+
 STEPS = 8
 # Of the schedule of eight steps at the model's own shift of 8: before steps 2, 4 and 6.
 CHECKPOINTS = "0.97, 0.9, 0.75"
@@ -76,9 +78,6 @@ def close(a, b):
     return float((a - b).norm() / b.norm())
 
 
-THOROUGH_SAMPLERS = [pytest.param(name, marks=pytest.mark.thorough) for name in ("uni_pc", "euler_ancestral")]
-
-
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_ancestral"])
 def test_one_candidate_is_the_stock_samplers_run(comfy, wan, head, sampler):
     assert torch.equal(race(comfy, wan, head, sampler, candidates=1)[0], plain(comfy, wan, 5, sampler))
@@ -134,7 +133,7 @@ def test_a_schedule_without_steps_returns_the_latent(comfy, wan, head, keep):
         assert samples.get("batch_index") == ([4] if keep == 1 else None)
 
 
-@pytest.mark.parametrize("sampler", ["euler", *THOROUGH_SAMPLERS, pytest.param("dpmpp_2m", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_ancestral", "dpmpp_2m"])
 def test_a_winner_is_the_plain_run_of_its_seed(comfy, wan, head, sampler):
     samples, _, (seed,), _ = race(comfy, wan, head, sampler, finish="restart")
     assert torch.equal(samples, plain(comfy, wan, seed, sampler))
@@ -163,7 +162,6 @@ def test_the_blocks_that_run_are_the_plans(comfy, wan, head, finish, cfg):
     assert float(share) == pytest.approx(100 * plan.share, abs=0.06)
 
 
-@pytest.mark.thorough
 def test_several_winners_come_out_best_first(comfy, wan, head):
     samples, scores, seeds, text = race(comfy, wan, head, keep=3)
     assert samples.shape[0] == len(seeds) == 3
@@ -256,7 +254,7 @@ def test_what_cannot_race_is_named(comfy, wan, head):
         )
 
 
-@pytest.mark.parametrize("sampler", ["euler", *THOROUGH_SAMPLERS])
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_ancestral"])
 def test_candidates_may_be_evaluated_together(comfy, wan, head, sampler):
     rows = []
     blocks = wan[0].model.diffusion_model.blocks
@@ -274,7 +272,6 @@ def test_candidates_may_be_evaluated_together(comfy, wan, head, sampler):
     assert sum(rows) == ran == once + 12
 
 
-@pytest.mark.thorough
 def test_a_batch_of_clips_is_evaluated_together_too(comfy, wan, head):
     (latent,) = comfy.run("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=2)
     samples, scores, (seed, _), _ = race(comfy, wan, head, latent=latent, candidates=4, chunk=4)
@@ -282,7 +279,6 @@ def test_a_batch_of_clips_is_evaluated_together_too(comfy, wan, head):
     assert close(samples, plain(comfy, wan, seed, latent=latent)) < 1e-4
 
 
-@pytest.mark.thorough
 def test_where_memory_runs_out_fewer_are_evaluated_together(comfy, wan, head, monkeypatch):
     rows, failures = [], []
     block = wan[0].model.diffusion_model.blocks[0]
@@ -347,7 +343,6 @@ class TestDrafts:
         assert share[0] < 0.9 * share[1]
 
 
-@pytest.mark.thorough
 def test_the_board_shows_every_candidate(comfy, wan, head):
     model_, positive, negative, empty = wan
     *_, text, board = comfy.run(
@@ -364,7 +359,6 @@ def test_the_board_shows_every_candidate(comfy, wan, head):
     assert 0 <= float(board.min()) < float(board.max()) <= 1
 
 
-@pytest.mark.thorough
 def test_a_sampler_that_never_calls_back_has_a_board_too(comfy, wan, head):
     from comfy.samplers import KSAMPLER
 

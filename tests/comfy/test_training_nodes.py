@@ -14,6 +14,8 @@ from .prism_material import node
 from .race_material import difference
 from .tiny_wan import I2V_NAME, UMT5_NAME, wan_dit
 
+pytestmark = pytest.mark.thorough
+
 MODEL = "training_nodes.safetensors"
 PROMPTS = ("a cat walks on grass", "a slow dolly shot", "bright sunny day")
 LORA = {
@@ -232,7 +234,6 @@ def test_errors_are_those_of_the_model_under_the_encoded_prompt(comfy, model, cl
     assert found[objectives.BASE_WINNER] == found[objectives.WINNER]
 
 
-@pytest.mark.thorough
 def test_a_lora_on_the_model_belongs_to_the_base(comfy, model, train):
     """So that a second training goes on from the first: merged in; in bypass mode, whose hooks stay on the model's layers."""
     first, *_ = train(name="first", learning_rate=3e-2)
@@ -252,7 +253,6 @@ def test_checkpointing_and_offloading_change_nothing_but_memory(train):
     assert all(difference(other[k], a[k]) < 1e-5 for k in a for other in (b, c))
 
 
-@pytest.mark.thorough
 def test_the_scores_can_decide(train):
     """By these the winners are the other clips, so the same steps move the other way."""
     preferred, *_ = train(name="preferred", static_penalty=0.0, winner_anchor=0.0, steps=1)
@@ -262,14 +262,12 @@ def test_the_scores_can_decide(train):
     assert "--by steady" in report
 
 
-@pytest.mark.thorough
 def test_a_ruined_model_stops_the_training(comfy, train, caplog):
     with pytest.raises(ValueError, match=r"Stopped at step \d.*winners' error is .* above the base.*no step was healthy"):
         train(name="ruined", learning_rate=3.0, winner_anchor=0.0, max_winner_rise=0.05, save_every=0, steps=8)
     assert not lora_file(comfy, "ruined").exists()
 
 
-@pytest.mark.thorough
 def test_the_last_healthy_lora_is_kept(comfy, train, monkeypatch):
     objective = comfy.module("nodes.preference_objective").PreferenceObjective
     monkeypatch.setattr(objective, "stop_reason", lambda self: "Stopped at step 4: too much" if self.step == 4 else None)
@@ -338,7 +336,6 @@ def test_the_trainers_read_the_file(comfy, train):
     assert len(found.tensors) == 2 * LAYERS
 
 
-@pytest.mark.thorough
 def test_bad_records_are_named_in_one_sentence(comfy, train, clip):
     for name, latent, message in (
         ("undecided", candidates(0), "none of its 1 records has a preference; record winner and loser, or name the score"),
@@ -367,7 +364,6 @@ def test_bad_records_are_named_in_one_sentence(comfy, train, clip):
     assert not any(state_file(comfy, n).exists() for n in ("undecided", "equal", "other_space", "mixed", "empty", "elsewhere"))
 
 
-@pytest.mark.thorough
 def test_bad_settings_are_named_in_one_sentence(comfy, train, clip):
     (image,) = comfy.run("UNETLoader", unet_name=I2V_NAME, weight_dtype="default")
     with pytest.raises(ValueError, match="input 'model': WAN21 is an image-to-video model, and records do not keep the image"):
@@ -397,7 +393,6 @@ def test_a_model_whose_weights_cannot_be_read_again_is_named(comfy, model, train
         train(model=other, name="unknown")
 
 
-@pytest.mark.thorough
 def test_a_full_disk_leaves_the_previous_save(comfy, train, monkeypatch):
     train(name="disk", steps=2)
     before = state_file(comfy, "disk").read_bytes()
@@ -457,7 +452,6 @@ def test_a_head_learns_and_scores_unseen_prompts(comfy, model, clip, train_head)
     comfy.run("LossGraphNode", loss=losses, filename_prefix="loss")
 
 
-@pytest.mark.thorough
 def test_a_resumed_head_equals_an_unbroken_one(comfy, train_head, monkeypatch):
     whole, losses, report = train_head(name="head_whole")
     objective = comfy.module("nodes.prism_objective").PrismObjective
@@ -471,7 +465,6 @@ def test_a_resumed_head_equals_an_unbroken_one(comfy, train_head, monkeypatch):
     assert text == report
 
 
-@pytest.mark.thorough
 def test_all_pairs_by_a_score_with_ties(comfy, train_head):
     for seed in (0, 1, 2):
         latent = {"samples": torch.cat([candidates(seed)["samples"], candidates(seed + 5)["samples"][:1]])}
@@ -484,7 +477,6 @@ def test_all_pairs_by_a_score_with_ties(comfy, train_head):
     }  # fmt: skip
 
 
-@pytest.mark.thorough
 def test_the_heads_command_line_is_one_that_the_trainer_reads(train_head, records):
     pytest.importorskip("diffusers")
     import argparse
@@ -508,7 +500,6 @@ def test_the_heads_command_line_is_one_that_the_trainer_reads(train_head, record
         command._check(argparse.Namespace(**found))
 
 
-@pytest.mark.thorough
 def test_bad_inputs_of_the_head_are_named_in_one_sentence(comfy, train_head, clip):
     record(comfy, "one_prompt", "a cat", candidates(0))
     record(comfy, "two_sizes", "a cat", candidates(0))
