@@ -39,7 +39,7 @@ TEXT_ENCODER = (4096, 10240, 24)
 CHANNELS, PATCH = 16, (1, 2, 2)
 # Rows of a memory plan that do not depend on the clip.
 STATE = ("all parameters", "frozen base", "LoRA", "gradients", "optimiser")
-# Noisy latents that `prism collect` stores by default beside the finished one.
+# Noisy latents that `prism collect` stores by default besides the finished one.
 LEVELS = 5
 # Latent frames of a row in the memory table.
 CROP = 9

@@ -5,7 +5,7 @@
 Writes a transformer of that shape in bf16, pairs and latents of noise, and a manifold fitted to the latents, then runs the
 commands of `trainers.dpo` and `trainers.shell_reward` for one step of one pair or one prediction each, with their defaults
 otherwise (LoRA 32 and 16, checkpointing, the base as stored). Each command runs in its own process, whose peak resident set is
-printed beside the plan of --dry_run and the peak of the same process before the model is loaded.
+printed with the plan of --dry_run and the peak of the same process before the model is loaded.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 A random transformer of Wan2.1-1.3B's width with a LoRA of rank 32. An ordinary step is one forward and one backward pass of
 one clip. The split step is kernels.tuning.split_step with the reference computed; the two-graph step keeps the winner's graph
 until the loser's error is known, as trainers do that call backward() once on the whole loss. Peaks are the bytes of living
-tensors beside weights and LoRA (benchmarks.live_bytes), on a GPU the allocator's as well.
+tensors besides weights and LoRA (benchmarks.live_bytes), on a GPU the allocator's as well.
 """
 
 import argparse

@@ -216,7 +216,7 @@ class TestImageToVideo:
 
     def test_a_missing_or_odd_condition_is_named(self, i2v, model, image, inputs):
         x, sigma, text = inputs
-        with pytest.raises(TuningError, match="20 input channels beside the latent's 16.*image condition"):
+        with pytest.raises(TuningError, match="20 input channels besides the latent's 16.*image condition"):
             velocity(i2v, x, sigma, text)
         with pytest.raises(TuningError, match=r"is \[2, 20, 2, 4, 6\], expected \[2, 20, 3, 4, 6\]"):
             velocity(i2v, x, sigma, text, image=ImageCondition(image.channels[:, :, :2], image.embedding))

@@ -28,7 +28,7 @@ def build(dtype=torch.float32, **changes):
 
 
 def step(model, options, checkpointing, tokens=40):
-    """The most bytes of tensors that live in a step beside weights and gradients."""
+    """The most bytes of tensors that live in a step besides weights and gradients."""
     if options is None:
         parameters = backbone.full_parameters(model)
     else:
@@ -57,9 +57,9 @@ def test_a_measured_step_is_as_planned(dtype, options, checkpointing):
     shapes = dit_shapes.shapes_of(model)
     found = memory_plan.step_plan(shapes, LATENT, options, checkpointing=checkpointing, text_tokens=40)
     rows = dict(found.rows)
-    beside = sum(rows.get(k, 0) for k in ("frozen base", "all parameters", "LoRA", "gradients", "optimiser", "allocator"))
+    others = sum(rows.get(k, 0) for k in ("frozen base", "all parameters", "LoRA", "gradients", "optimiser", "allocator"))
     measured = step(model, options, checkpointing)
-    assert measured / (found.total - beside) == pytest.approx(1, abs=0.25)
+    assert measured / (found.total - others) == pytest.approx(1, abs=0.25)
 
 
 def test_the_base_and_the_adapter_are_counted_exactly():

@@ -8,7 +8,7 @@ SCHARR = (3.0 / 32, 10.0 / 32, 3.0 / 32)
 # Minimum eigenvalue of the window-averaged structure tensor, squared grey levels per pixel; below it, noise of one grey
 # level looks like corners.
 MIN_EIGENVALUE = 2.0
-# Lines that are computed at once on a CPU, so that intermediate planes stay in its cache; and lines beside them that matter.
+# Lines that are computed at once on a CPU, so that intermediate planes stay in its cache; and neighbouring lines that matter.
 STRIP, HALO = 64, 4
 
 

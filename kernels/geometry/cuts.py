@@ -37,7 +37,7 @@ def find_cuts(frames: Tensor) -> list[int]:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference [T] of coarse frames [T, 3, h, w], as they are or at equal brightness, whichever is less:
+    """Mean absolute difference [T] of coarse frames [T, 3, h, w], as they are or at equal brightness, the smaller of both:
     flicker is no cut."""
     gain = a.mean(dim=(1, 2, 3), keepdim=True) / b.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1.0)
     return torch.minimum(*((scale * b - a).abs().mean(dim=(1, 2, 3)) for scale in (1.0, gain)))

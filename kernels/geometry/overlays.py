@@ -89,7 +89,7 @@ def _bars(deviation: Tensor, mean: Tensor) -> tuple[int, int]:
     plain, level = ((deviation.square().mean(1) + mean.var(dim=1)).sqrt() < PLAIN).cpu(), mean.mean(1).cpu()
     widths = []
     for p, v in ((plain, level), (plain.flip(0), level.flip(0))):
-        # A plain wall beside the bar has another grey level.
+        # A plain wall next to the bar has another grey level.
         widths.append(int((p & ((v - v[0]).abs() < PLAIN)).long().cumprod(0).sum()))
     # A picture without texture is no bar.
     return (0, 0) if sum(widths) > MOST_BARS * lines else tuple(widths)

@@ -209,7 +209,7 @@ def _between_errors(looked: between_frames.BetweenFrames, size: tuple[int, int],
 
 
 def _coverage(at: Tensor, visible: Tensor, left_out: Tensor, size: tuple[int, int]) -> float:
-    """Share of the cells of the picture with a track in them or beside them, mean over key frames; bars, overlays and what is
+    """Share of the cells of the picture with a track in them or next to them, mean over key frames; bars, overlays and what is
     too near to them or to the edge to be tracked do not count. at: [K, N, 2] pixels; visible: bool [K, N]."""
     cell = min(size) / residuals.CELLS
     rows, columns = int(size[0] / cell), int(size[1] / cell)

@@ -72,7 +72,7 @@ def shell_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss [B], distances [B, T, h, w] without a graph), fp32 on x0's device, of predicted clean latents x0 [B, C, T, h, w].
 
-    x0: normalised, any float dtype and memory layout. target: None for the manifold's own calibration. Beside x0's own size,
+    x0: normalised, any float dtype and memory layout. target: None for the manifold's own calibration. Besides x0's own size
     one chunk of tokens is in memory: the gradient of d is computed in the forward pass. Raises ValueError for another shape
     or objective, UncalibratedError where the objective needs a calibration and the manifold has none.
     """

@@ -5,7 +5,7 @@
         --vae wan_2.1_vae.safetensors --manifold shell.safetensors
 
 Folders of videos or latents are matched by file name (path below the folder, without suffix); two folders of anybody's
-videos will do. Prompts, which PRISM, flow residual and prompt gap need, come from NAME.txt beside a clip, from prompt.txt in
+videos will do. Prompts, which PRISM, flow residual and prompt gap need, come from NAME.txt next to a clip, from prompt.txt in
 its folder, or from a .jsonl given in place of a folder, with lines {"file", "prompt", "seed"}: such files are matched by
 prompt and seed. Every reward for which the needed files are given is measured; geometry needs nothing.
 

@@ -25,7 +25,7 @@ from .pictures import Pictures
 from .sides import Matched, SideError, known_prompts, read
 
 CLIPS, COMPARISON, MONTAGE, SIDE_BY_SIDE, INDEX = "clips.jsonl", "comparison.json", "montage.png", "side_by_side", "index.html"
-NO_PROMPTS = "no prompt is known: put NAME.txt or prompt.txt beside the clips, or give .jsonl files with prompts"
+NO_PROMPTS = "no prompt is known: put NAME.txt or prompt.txt next to the clips, or give .jsonl files with prompts"
 
 
 def parser() -> argparse.ArgumentParser:

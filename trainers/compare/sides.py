@@ -137,7 +137,7 @@ def _row(line: str, where: str, folder: Path) -> tuple[str, SideClip]:
         raise SideError(f"{where}: not JSON ({e})") from e
     file = row.get("file") if isinstance(row, dict) else None
     if not isinstance(file, str) or _kind(Path(file)) is None:
-        raise SideError(f'{where}: expected an object with "file", a video or latents, beside "prompt" and "seed"')
+        raise SideError(f'{where}: expected an object with "file", a video or latents, and "prompt" and "seed"')
     prompt, seed = row.get("prompt"), row.get("seed")
     if not isinstance(prompt, str | None) or not isinstance(seed, int | None) or isinstance(seed, bool):
         raise SideError(f'{where}: expected "prompt" to be text and "seed" a whole number')

@@ -160,7 +160,7 @@ def _row(pair: SourcePair, store: "_Store", with_image: bool) -> dict:
 def image_latent(vae: wan_vae.WanVae, z: Tensor) -> Tensor:
     """The latent of a clip's first frame followed by grey, [C, T, h, w] like the clip's normalised latent z, fp32.
 
-    What Wan's image-to-video models are given of their image, beside the mask.
+    What Wan's image-to-video models are given of their image, in addition to the mask.
     """
     weight = next(vae.model.parameters())
     first = vae.space.denormalise(z[None, :, :1].to(weight.device, torch.float32)).to(weight.dtype)

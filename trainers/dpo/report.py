@@ -91,7 +91,7 @@ def summary(outcome, found: dict | None) -> str:
 
 
 def _clips(page: Page, work: Path, clips: Sequence[dict]) -> None:
-    """The first step's base beside the last step's clips."""
+    """The first step's base next to the last step's clips."""
     if not clips:
         return
     last = max(c["step"] for c in clips)

@@ -2,7 +2,7 @@
 
     python -m trainers.dpo train --data pairs/ --backbone wan2.1_t2v_1.3B_bf16.safetensors --output better.safetensors
 
-A folder beside the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
+A folder next to the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
 report.json and index.html, a page that shows all of it. Look at winner_error and loser_error there, not at the accuracy alone:
 a ruined model prefers winners too, while both errors grow. The run stops by itself where the winners' error rises past
 --max_winner_rise, and writes the LoRA of its last healthy step.
@@ -177,7 +177,7 @@ def _train(args, context) -> int:
 
 
 def described_of(args, fit: list[PairRow], draws: Draws, dit: backbone.TunableDit, first: int) -> dict:
-    """All that decides the result beside the loop's settings; how pairs are split over processes does not."""
+    """All that decides the result, apart from the loop's settings; how pairs are split over processes does not."""
     names = (
         "loss", "beta", "beta_factor", "beta_min", "beta_max", "label_smoothing", "sft_weight", "winner_anchor",
         "reference_anchor", "static_penalty", "max_winner_rise", "seed", "base_dtype", "mixed_precision",

@@ -59,14 +59,14 @@ class Scores:
 
 def score(
     groups: Sequence[Group], scorers: Iterable[str], options: ScoringOptions, reader: ClipReader, path: Path,
-    share: Share = shares.WHOLE, anew: bool = False,
+    share: Share = shares.WHOLE, score_again: bool = False,
 ) -> Scores:  # fmt: skip
     """Scores every candidate by these scorers; current scores in the file `path` and its shards' files are taken from there.
 
-    share: score its groups only; `gather` then takes the scores of all. anew: score all, whatever the files hold. Raises
+    share: score its groups only; `gather` then takes the scores of all. score_again: ignore what the files hold. Raises
     CandidateScoringError, and what loading a model raises; a clip that cannot be read is skipped.
     """
-    known = known_of([] if anew else shares.rows(path))
+    known = known_of([] if score_again else shares.rows(path))
     with results_log.Log(share.path(path)) as log:
         cache, found = ScoreCache(known, log, groups, share.is_main), Scores()
         for scorer in scorers:

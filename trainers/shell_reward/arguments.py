@@ -114,7 +114,7 @@ def check_train(args) -> None:
     if not 0 <= args.held_out < 1:
         raise ValueError(f"--held_out must be 0 or more and below 1, got {args.held_out}")
     if args.full and args.anchor_weight:
-        raise ValueError("--anchor_weight needs the base beside the model in training, which --full has not; leave one out")
+        raise ValueError("--anchor_weight needs the base and the model in training, which --full has not; leave one out")
     check_material(args)
 
 

@@ -106,7 +106,7 @@ def load(args, space: LatentSpace, work: Path, context, held_out: float, seed: i
     texts = _texts(args, wanted | negative, space, work, context)
     fit, apart = _split([p for p in prompts if p not in measured], held_out, seed)
     if not fit:
-        raise ShellRewardError("there is no prompt to train on beside those of --validation_prompts; give more prompts")
+        raise ShellRewardError("there is no prompt to train on other than those of --validation_prompts; give more prompts")
     shown = tuple(measured) or tuple(apart or fit)[:MOST_MEASURED]
     return Material(texts, prompts | measured | names, fit, apart, shown, clips, captions)
 

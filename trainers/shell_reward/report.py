@@ -123,7 +123,7 @@ def write_page(work: Path, name: str, result: Result, clips: Sequence[dict], rec
 
 
 def _clips(page: Page, work: Path, result: Result, clips: Sequence[dict]) -> None:
-    """The base's beside the written step's, and the last step's where it was over-optimised."""
+    """The base's next to the written step's, and the last step's where it was over-optimised."""
     if not clips:
         return
     last = max(c["step"] for c in clips)

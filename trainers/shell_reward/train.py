@@ -11,7 +11,7 @@ band no less than before, or when their detail shows over-optimisation. The para
 alarm on: clips far from the shell, as a few steps with much guidance make them, violate the band less and less while they are
 ruined; clips that begin on the shell show it in the violation, too.
 
-A folder beside the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
+A folder next to the output (--output_dir) gets checkpoints, log.jsonl with the figures of every step, validation clips,
 report.json and index.html, a page that shows all of it.
 """
 
@@ -349,7 +349,7 @@ def _gathered(rows: list[dict], world: int) -> list[dict]:
 
 
 def _described(args, found: Material, draws: Draws, dit, shape, manifold, targets) -> dict:
-    """All that decides the result beside the loop's settings; how items are split over processes does not."""
+    """All that decides the result, apart from the loop's settings; how items are split over processes does not."""
     names = (
         "objective", "radius", "anchor_weight", "anchor_margin", "start", "seed", "base_dtype", "mixed_precision", "criterion",
         "validation_steps", "validation_seeds", "validation_sampling_steps", "validation_cfg", "shift", "patience", "alarm",

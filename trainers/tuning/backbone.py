@@ -44,7 +44,7 @@ class TunableDit:
 
 @dataclass(frozen=True)
 class ImageCondition:
-    """What an image-to-video model is given beside the noisy latent.
+    """What an image-to-video model is given in addition to the noisy latent.
 
     channels: [B, extra, T, H, W], the mask and the image's latent as the model was trained with, normalised; embedding:
     CLIP's hidden states [B, 257, image width] for models that take them ([2 B, 257, image width] for first and last frame).
@@ -210,7 +210,7 @@ def _common_dtype(state: dict[str, Tensor]) -> torch.dtype:
 def _require_image(image: ImageCondition | None, extra: int, x: Tensor) -> None:
     if image is None:
         raise TuningError(
-            f"the model takes {extra} input channels beside the latent's {x.shape[1]}, so it is an image-to-video model: it "
+            f"the model takes {extra} input channels besides the latent's {x.shape[1]}, so it is an image-to-video model: it "
             "needs an image condition"
         )
     wanted = (x.shape[0], extra, *x.shape[2:])

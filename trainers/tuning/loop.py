@@ -1,7 +1,7 @@
 """Training loop of fine-tuning: any objective, any optimiser, one process or several, exact resume.
 
 An objective adds its gradients to the parameters; the loop sums them over processes, clips, steps, logs and saves. What an
-objective draws must follow from (seed, step, index among the step's items), whichever process has the item: then a resumed run
+objective draws must follow from (seed, step, index among the step's items), not from its process: then a resumed run
 ends with the tensors of an unbroken one, and two processes with those of one, up to the order of sums.
 """
 
@@ -104,7 +104,7 @@ def train(
 ) -> Outcome:
     """Trains the parameters in place.
 
-    described: JSON values that a resumed run must have alike, beside `settings`. on_start(steps done) is called on every
+    described: JSON values that a resumed run must have alike, apart from `settings`. on_start(steps done) is called on every
     process before the first step, on_step(steps done, figures) after each, on every process too. On Ctrl-C or SIGTERM all
     processes finish the step, a checkpoint is written and KeyboardInterrupt raised. Where the objective stops the run, the
     parameters are those of the last healthy step. Raises DivergedError, CheckpointError, OptimiserError or OSError.

@@ -116,7 +116,7 @@ def load_state(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = parameters(model)
     other = sorted(own.keys() ^ tensors.keys())
     if other:
-        kind = "lacks" if other[0] in own else "has, beside this adapter's targets,"
+        kind = "lacks" if other[0] in own else "has, in addition to this adapter's targets,"
         raise TuningError(f"the LoRA {kind} {other[0]}; give the --targets that it was trained with")
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:

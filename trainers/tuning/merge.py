@@ -154,7 +154,7 @@ def _check(stored: dict[str, Stored], modules: dict, backbone: Path, lora: Path,
         if entry.dtype in scaled_fp8.FP8 and dtype is None:
             raise MergeError(
                 f"{backbone}: is stored in fp8, which would round the LoRA away; add --dtype bf16 to expand it, or load the "
-                "LoRA beside it"
+                "LoRA together with it"
             )
     for module, (a, b, _) in modules.items():
         entry = own.get(f"{module}.weight")
