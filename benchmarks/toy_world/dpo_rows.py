@@ -22,8 +22,7 @@ from trainers.kernels.latent_space import WAN21
 from trainers.kernels.rewards.flow_residual import FlowResidual
 from trainers.kernels.rewards.prompt_gap import PromptGap
 from trainers.scorers.latent_view import ConditionalNetwork, LatentView
-from trainers.tuning import backbone, lora, lora_files
-from trainers.tuning.lora import LoraOptions
+from trainers.tuning import backbone, lora_files
 from trainers.wan.prompts import write_embeddings
 
 from . import candidates, judge, pipeline, statistics, text_encoder, weights
@@ -124,9 +123,7 @@ def evaluate(arm: str, file: Path | None, args) -> dict[str, list[float]]:
     world = base
     if file is not None:
         dit = backbone.load(args.weights / weights.DIT, torch.float32, torch.device("cpu")).model
-        loaded = lora_files.load(file)
-        lora.add(dit, LoraOptions(loaded.rank, loaded.alpha), 0)
-        lora.load_state(dit, loaded.tensors)
+        lora_files.attach(dit, lora_files.load(file))
         world = pipeline.ToyWorld(dit, base.vae, base.text)
     rows: dict[str, list[float]] = {}
     for index in range(FIRST, FIRST + args.prompts):

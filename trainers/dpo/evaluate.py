@@ -21,9 +21,8 @@ from ..reporting import intervals
 from ..reporting.intervals import Interval
 from ..running.device import init_distributed
 from ..running.progress import Bar
-from ..tuning import backbone, lora, lora_files
+from ..tuning import backbone, lora, lora_files, run_setup
 from ..tuning.backbone import EXPERTS
-from ..tuning.lora import LoraOptions
 from . import data as dpo_data
 from .data import DpoDataError, PairData, PairRow
 from .draws import IMAGE_MASK, Draw, by_shape, noisy_pair, seed_of
@@ -97,17 +96,14 @@ def _evaluate(args, context) -> int:
     dtype = None if args.base_dtype == "stored" else lora_files.DTYPES[args.base_dtype]
     dit = backbone.load(args.backbone, dtype, context.device, args.expert)
     require_fit(data, dit, args.data)
-    targets = {n.removesuffix(".lora_A.weight").split(".", 2)[2] for n in loaded.tensors if n.endswith(".lora_A.weight")}
-    names = tuple(t for t, ends in lora.TARGETS.items() if any(name.endswith(ends) for name in targets))
-    lora.add(dit.model, LoraOptions(loaded.rank, loaded.alpha, names), 0)
-    lora.load_state(dit.model, loaded.tensors)
+    lora_files.attach(dit.model, loaded)
     network = network_of(dit, context.device)
     draws = table_of(rows, levels, args.eval_levels, args.eval_noises)
     rank, world = context.rank, context.world_size
     with lora.at_strength(dit.model, args.strength):
         first = int(dit.image_to_video)
         measured = measure(data, draws, network, args.eval_batch_size, None, first, context.is_main, (rank, world))
-    figures = figures_of(gathered(measured, world))
+    figures = figures_of(run_setup.gathered(measured, world))
     if not context.is_main:
         return 0
     print(format_figures(figures))
@@ -194,15 +190,6 @@ def measure(
                 rows.append(row | {k: float(v[i]) for k, v in values.items()})
             bar.add()
     return rows
-
-
-def gathered(rows: list[dict], world: int) -> list[dict]:
-    """The rows of all processes, on each of them."""
-    if world == 1:
-        return rows
-    from accelerate.utils import gather_object
-
-    return gather_object(rows)
 
 
 def figures_of(rows: Sequence[dict]) -> dict:

@@ -1,14 +1,13 @@
 """The page of a run, index.html: what came out, what was stopped and why, curves of every step, clips side by side."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..reporting.curves import Series, number
-from ..reporting.embed import Media
-from ..reporting.page import Clip, Page
+from ..reporting.page import Page
 from ..running import results_log
+from ..tuning import clips_page
 
 PAGE = "index.html"
 # (title, names in the log, y label, horizontal lines)
@@ -22,17 +21,6 @@ PLOTS = (
     ("Norm of the change", ("change_norm",), "Frobenius norm", ()),
     ("Gradient norm before clipping", ("gradient_norm",), "norm", ()),
 )  # fmt: skip
-# Clips on the page; the others are in the run's folder.
-MOST_CLIPS = 24
-
-
-def plain(value):
-    """The value with NaN and infinite numbers as None, for JSON."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_page(
@@ -72,7 +60,7 @@ def write_page(
     for title, names, label, lines in PLOTS:
         series = [Series(n, [r["step"] for r in log], [_number(r.get(n)) for r in log]) for n in names]
         page.curves(title, series, "step", label, lines=lines)
-    page.details("Training record", plain(record))
+    page.details("Training record", results_log.plain(record))
     page.write(work / PAGE)
 
 
@@ -92,34 +80,10 @@ def summary(outcome, found: dict | None) -> str:
 
 def _clips(page: Page, work: Path, clips: Sequence[dict]) -> None:
     """The first step's base next to the last step's clips."""
-    if not clips:
-        return
-    last = max(c["step"] for c in clips)
-    groups = defaultdict(list)
-    for clip in clips:
-        if clip["step"] in (0, last):
-            groups[clip["prompt"], clip["seed"]].append(clip)
-    page.heading(f"Validation clips of step {last}")
-    names = sorted({n for c in clips for n in c["scores"]})
-    rows = [
-        (c["prompt"], c["seed"], c["strength"], *(c["scores"].get(n) for n in names)) for g in groups.values() for c in g
-    ]  # fmt: skip
-    page.table(("prompt", "seed", "strength", *names), rows, "Scores: higher is better, except motion and high_frequency")
-    shown = 0
-    for (prompt, seed), group in groups.items():
-        media = [(c, _media(work / "validation" / f"step-{c['step']}", c)) for c in group]
-        media = [(c, m) for c, m in media if m is not None]
-        if media and shown < MOST_CLIPS:
-            page.clips(f"{prompt}, seed {seed}", [Clip(f"strength {c['strength']:g}", m) for c, m in media])
-            shown += len(media)
-
-
-def _media(folder: Path, clip: dict) -> Media | None:
-    for suffix, mime in ((".mp4", "video/mp4"), (".webm", "video/webm"), (".webp", "image/webp")):
-        path = folder / f"{clip['file'].removesuffix('.safetensors')}{suffix}"
-        if path.is_file():
-            return Media(path.read_bytes(), mime, *clip["size"])
-    return None
+    if clips:
+        last = max(c["step"] for c in clips)
+        page.heading(f"Validation clips of step {last}")
+        clips_page.add(page, work / "validation", clips, {0, last}, lambda c: f"strength {c['strength']:g}")
 
 
 def _number(value: float | None) -> float:

@@ -15,15 +15,13 @@ from pathlib import Path
 import torch
 
 from ..preferences import manifest
-from ..running import checkpoint, results_log
+from ..running import results_log
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
 from ..running.output import provenance, require_output
 from ..running.progress import Bar
-from ..tuning import backbone, dit_shapes, full_model, loop, lora, lora_files, memory_plan, validation
-from ..tuning.backbone import TuningError
-from ..tuning.lora import LoraOptions
-from ..tuning.memory_plan import MemoryPlan
+from ..tuning import arguments as shared
+from ..tuning import backbone, loop, memory_plan, run_setup, validation
 from ..tuning.validation import ValidationOptions, Validator
 from ..wan.prompts import read_prompts, text_id
 from . import arguments, evaluate, report
@@ -52,41 +50,22 @@ def run(args) -> int:
 
 
 def _train(args, context) -> int:
-    from accelerate import Accelerator
-
     output = Path(args.output)
     if not args.dry_run:
         require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
     data = dpo_data.load(args.data)
     fit, held_out = dpo_data.split(data, args.held_out, args.seed)
-    levels, settings, loss = evaluate.levels_of(args), arguments.settings_of(args), arguments.loss_of(args)
-    dtype = lora_files.DTYPES.get("fp32" if args.full and args.base_dtype == "stored" else args.base_dtype)
-    options = LoraOptions(args.rank, args.lora_alpha, tuple(args.targets), args.lora_dropout)
-    plan = _plan(args, data, options)
+    levels, settings, loss = evaluate.levels_of(args), shared.settings_of(args), arguments.loss_of(args)
+    plan = run_setup.plan_of(args, _largest(args, data))
     if args.dry_run:
         print(memory_plan.format_plan(plan))
         return 0
     memory_plan.require_fits(plan, args.memory_limit_gb, context.device)
-    dit = backbone.load(args.backbone, dtype, context.device, args.expert)
+    dit = backbone.load(args.backbone, shared.dtype_of(args), context.device, args.expert)
     evaluate.require_fit(data, dit, args.data)
-    if args.full:
-        parameters = backbone.full_parameters(dit.model)
-    else:
-        lora.add(dit.model, options, args.seed)
-        parameters = lora.parameters(dit.model)
-    if args.gradient_checkpointing:
-        backbone.enable_checkpointing(dit.model)
-    logged = None if args.report_to == "none" else args.report_to
-    try:
-        accelerator = Accelerator(
-            cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False, log_with=logged,
-            project_dir=str(work),
-        )  # fmt: skip
-    except (ValueError, ImportError) as e:
-        if logged is None:
-            raise
-        raise ValueError(f"--report_to {args.report_to}: {' '.join(str(e).split())}; install it, or give none") from e
+    parameters = run_setup.parameters_of(args, dit)
+    accelerator = run_setup.accelerator_of(args, context, work)
     network = _network(args, dit, parameters, accelerator, context.device)
     first = int(dit.image_to_video if args.mask_first_frame is None else args.mask_first_frame)
     count = args.train_batch_size * args.gradient_accumulation_steps * context.world_size
@@ -94,11 +73,7 @@ def _train(args, context) -> int:
     draws = Draws(fit, levels, args.seed, count, args.crop_frames, bool(first) or dit.image_to_video, slots)
     if min(r.shape[1] for r in data.rows) <= first:
         raise DpoDataError(f"{args.data}: has clips of one latent frame, which --mask_first_frame leaves nothing of")
-    resume = None
-    if context.is_main or args.resume_from_checkpoint:
-        resume, notes = checkpoint.choose(args.resume_from_checkpoint, work, args.overwrite)
-        for note in notes if context.is_main else ():
-            print(note)
+    resume = run_setup.resume_of(args, context, work)
     measured = evaluate.table_of(_some(held_out), levels, args.eval_levels, 1, args.crop_frames)
     table, held_table = _reference_tables(args, work, data, draws, measured, network, first, accelerator, dit)
     beta = arguments.beta_of(args)
@@ -109,8 +84,7 @@ def _train(args, context) -> int:
     described = described_of(args, fit, draws, dit, first)
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
     validator = _validator(args, work, data, dit, fit, held_out, accelerator)
-    if logged:
-        _start_loggers(accelerator, args)
+    run_setup.start_loggers(accelerator, args, "dpo")
     held_rows: list[dict] = []
     clips: list[dict] = []
 
@@ -121,7 +95,7 @@ def _train(args, context) -> int:
         rows = evaluate.measure(
             data, measured, network, args.train_batch_size, held_table, first, context.is_main, (rank, world)
         )
-        return evaluate.figures_of(evaluate.gathered(rows, world))
+        return evaluate.figures_of(run_setup.gathered(rows, world))
 
     def also(step: int, figures: dict) -> None:
         """Held-out figures and validation clips that are due."""
@@ -152,24 +126,21 @@ def _train(args, context) -> int:
             shown = {"loss": f"{figures['loss']:.4f}", "accuracy": f"{figures['rewards/accuracies']:.2f}"}
             bar.reach(step, shown)
             with results_log.Log(work / LOG) as log:
-                log.add({"step": step} | {k: v if math.isfinite(v) else None for k, v in figures.items()})
-            if logged:
-                accelerator.log({k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
+                log.add({"step": step} | results_log.plain(figures))
+            run_setup.log(accelerator, args, step, figures)
 
         outcome = loop.train(accelerator, parameters, objective, settings, described, keep, stepped, started)
     found = held_out_figures()
-    if logged:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+    run_setup.finish_loggers(accelerator, args)
     if not context.is_main:
         return 0
     record = _record(args, fit, held_out, draws, levels, outcome, found)
     wrote = not (outcome.stopped and outcome.healthy_step == 0)
     if wrote:
-        _save(args, output, dit, options, data, record)
+        run_setup.save(args, output, dit, record)
     figures = {"outcome": vars(outcome), "held_out": found and evaluate.to_json(found), "held_out_over_steps": held_rows}
     notes = {"record": record, "provenance": provenance(args.argv, "trainers.dpo"), "clips": clips}
-    manifest.write_report(work / "report.json", report.plain(figures | notes))
+    manifest.write_report(work / "report.json", results_log.plain(figures | notes))
     report.write_page(work, output.stem, outcome, found, held_rows, clips, record)
     for line in _closing(args, output, work, outcome, found, wrote):
         print(line)
@@ -191,22 +162,10 @@ def described_of(args, fit: list[PairRow], draws: Draws, dit: backbone.TunableDi
     }  # fmt: skip
 
 
-def _plan(args, data: PairData, options: LoraOptions) -> MemoryPlan:
-    """The plan of a step on the largest clip. Raises TuningError for all parameters of a quantised base."""
+def _largest(args, data: PairData) -> tuple[int, ...]:
+    """[C, T, h, w] of the largest latents that a step takes."""
     latent = max((r.shape for r in data.rows), key=math.prod)
-    if args.crop_frames:
-        latent = (latent[0], min(args.crop_frames, latent[1]), *latent[2:])
-    expanded = args.full and args.base_dtype == "stored"
-    if expanded and dit_shapes.read_shapes(args.backbone, None, args.expert).quantised:
-        raise TuningError(
-            f"{args.backbone}: is stored in fp8, and --full trains weights that it lacks; train a LoRA, give a bf16, fp16 or "
-            "fp32 file, or --base_dtype fp32 to expand it"
-        )
-    return memory_plan.plan(
-        args.backbone, latent, options=None if args.full else options, batch=args.train_batch_size,
-        base_dtype="fp32" if expanded else args.base_dtype, checkpointing=args.gradient_checkpointing,
-        optimizer=args.optimizer, expert=args.expert,
-    )  # fmt: skip
+    return (latent[0], min(args.crop_frames, latent[1]), *latent[2:]) if args.crop_frames else latent
 
 
 def _network(args, dit, parameters, accelerator, device) -> Network:
@@ -214,13 +173,7 @@ def _network(args, dit, parameters, accelerator, device) -> Network:
     made = evaluate.network_of(dit, device, autocast)
     if not args.full:
         return made
-    start = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
-
-    def change() -> float:
-        with torch.no_grad():
-            return math.sqrt(sum(float((p - start[n].to(p.device)).float().square().sum()) for n, p in parameters.items()))
-
-    return replace(made, reference=None, change=change)
+    return replace(made, reference=None, change=run_setup.change_norm_of(args, dit, parameters))
 
 
 def _some(rows: list[PairRow]) -> list[PairRow]:
@@ -282,11 +235,6 @@ def _validator(args, work, data: PairData, dit, fit, held_out, accelerator) -> V
     return Validator(work / "validation", dit, data.texts, negative, data.space, options, accelerator, not args.full)
 
 
-def _start_loggers(accelerator, args) -> None:
-    config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(args).items() if k != "argv"}
-    accelerator.init_trackers("dpo", config=config)
-
-
 def _record(args, fit, held_out, draws: Draws, levels, outcome, found) -> dict:
     """The training record of the output's header: no paths, no prompts."""
     names = (
@@ -299,17 +247,9 @@ def _record(args, fit, held_out, draws: Draws, levels, outcome, found) -> dict:
         "stopped": outcome.stopped, "pairs": len(fit), "prompts": len({r.prompt for r in fit}),
         "held_out_pairs": len(held_out), "pairs_per_step": draws.count, "crop_frames": draws.crop,
         "noise_levels": [levels.kind, levels.shift, levels.low, levels.high, *levels.levels],
-        "figures": report.plain(outcome.figures), "metrics": found and report.plain(evaluate.to_json(found)),
+        "figures": results_log.plain(outcome.figures), "metrics": found and results_log.plain(evaluate.to_json(found)),
         "command": provenance(args.argv, "trainers.dpo")["command"],
     }  # fmt: skip
-
-
-def _save(args, output: Path, dit, options: LoraOptions, data: PairData, record: dict) -> None:
-    dtype = lora_files.DTYPES[args.save_dtype]
-    if args.full:
-        full_model.save(output, dit, dtype=dtype, metadata=record)
-    else:
-        lora_files.save(output, dit.model, options, dit, format=args.format, dtype=dtype, metadata=record)
 
 
 def _closing(args, output: Path, work: Path, outcome, found, wrote: bool) -> list[str]:
@@ -325,5 +265,3 @@ def _closing(args, output: Path, work: Path, outcome, found, wrote: bool) -> lis
         lines.append(evaluate.format_figures(found))
     lines.append(f"{work / report.PAGE}: curves and clips; {work / LOG}: figures of every step")
     return lines
-
-

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import torch
 
+from . import config_file
+
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -16,9 +18,13 @@ def run(name: str, doc: str, commands: Mapping[str, ModuleType], argv: Sequence[
 
     doc: the package's docstring, whose first paragraph is the summary; commands: {name: module with add_arguments(parser)
     and run(args) -> int}; argv: None for sys.argv; memory: advice printed when memory runs out; stopped: message for a
-    KeyboardInterrupt that has none. args.argv keeps the arguments for provenance.
+    KeyboardInterrupt that has none. args.argv keeps the arguments for provenance, those of a --config file among them.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        argv = config_file.expand(sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as e:
+        print(f"error: {sentence(e)}", file=sys.stderr)
+        return 2
     args = _parser(name, doc, commands).parse_args(argv)
     args.argv = argv
     try:

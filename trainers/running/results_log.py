@@ -4,6 +4,7 @@ A run that is killed loses at most the line that it was writing: an incomplete l
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,15 @@ def write(path: str | Path, rows: Iterable[dict]) -> None:
     """Replaces the file by these rows, atomically. Raises OSError."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomic(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+def plain(value):
+    """The value with NaN and infinite numbers, in dicts and lists too, as None: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Log:

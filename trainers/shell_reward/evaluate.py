@@ -17,15 +17,15 @@ from ..kernels.tuning import latent_detail
 from ..kernels.tuning import shell_objective as shell
 from ..reporting import intervals
 from ..reporting.intervals import Interval
+from ..running import results_log
 from ..running.device import init_distributed
 from ..running.output import format_table
 from ..running.progress import Bar
 from ..tuning import backbone, lora, lora_files
 from ..tuning.backbone import EXPERTS, TunableDit
-from ..tuning.lora import LoraOptions
 from ..wan import sampling
 from ..wan.prompts import text_id
-from . import arguments, held_out, material, report
+from . import arguments, held_out, material
 from .draws import NOISED, table_of
 from .material import Material, ShellRewardError
 from .predict import Network, OneStep
@@ -74,8 +74,7 @@ def _evaluate(args, context) -> int:
     dtype = None if args.base_dtype == "stored" else lora_files.DTYPES[args.base_dtype]
     dit = backbone.load(args.backbone, dtype, context.device, args.expert)
     material.require_fit(manifold, dit, args.manifold, found.texts)
-    lora.add(dit.model, LoraOptions(loaded.rank, loaded.alpha, _targets(loaded.tensors)), 0)
-    lora.load_state(dit.model, loaded.tensors)
+    lora_files.attach(dit.model, loaded)
     shape = material.shape_of(args, manifold.space)
     if args.start == NOISED:
         shape = tuple(found.latents(next(iter(found.clips))).shape)
@@ -83,9 +82,11 @@ def _evaluate(args, context) -> int:
     levels = arguments.levels_of(args)
     by_sigma = _by_sigma(args, dit, found, shape, manifold, [float(s) for s in levels.fixed(args.eval_levels)], context)
     figures = figures_of(clips[0.0], clips[args.strength]) | {"predictions": by_sigma, "strength": args.strength}
+    if not context.is_main:
+        return 0
     print(format_figures(figures))
     if args.json:
-        text = json.dumps(report.plain(to_json(figures)), indent=1) + "\n"
+        text = json.dumps(results_log.plain(to_json(figures)), indent=1) + "\n"
         Path(args.json).write_text(text, encoding="utf-8")
     return 0
 
@@ -150,12 +151,6 @@ def _held_out(args, record: dict) -> tuple[float, int]:
     if not 0 <= float(share) < 1:
         raise ShellRewardError(f"--held_out must be 0 or more and below 1, got {share}")
     return float(share), int(seed)
-
-
-def _targets(tensors: dict) -> tuple[str, ...]:
-    """The names of lora.TARGETS that a LoRA's tensors belong to."""
-    modules = {n.removesuffix(".lora_A.weight").split(".", 2)[2] for n in tensors if n.endswith(".lora_A.weight")}
-    return tuple(t for t, suffixes in lora.TARGETS.items() if any(m.endswith(s) for s in suffixes for m in modules))
 
 
 @torch.no_grad()

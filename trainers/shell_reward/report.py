@@ -1,15 +1,14 @@
 """The page of a run, index.html: what came out, what was stopped and why, curves of every step, clips side by side."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..reporting.curves import Series, number
-from ..reporting.embed import Media
-from ..reporting.page import Clip, Page
+from ..reporting.page import Page
 from ..running import results_log
+from ..tuning import clips_page
 
 PAGE = "index.html"
 # (title, names in the log, y label, horizontal lines)
@@ -26,8 +25,6 @@ HELD_OUT = (
     ("Held-out mean distance", ("distance", "rms"), "distance"),
     ("Held-out detail, of the base's", ("laplacian_ratio", "high_frequency_ratio", "motion_ratio"), "ratio"),
 )
-# Clips on the page; the others are in the run's folder.
-MOST_CLIPS = 24
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,6 @@ class Result:
             "outcome": vars(self.outcome), "held_out_over_steps": list(self.rows), "alarms": list(self.alarms),
             "written_step": self.written,
         }  # fmt: skip
-
-
-def plain(value):
-    """The value with NaN and infinite numbers as None, for JSON."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(result: Result) -> str:
@@ -118,44 +106,17 @@ def write_page(work: Path, name: str, result: Result, clips: Sequence[dict], rec
     for title, names, label, lines in PLOTS:
         series = [Series(n, [r["step"] for r in log], [_number(r.get(n)) for r in log]) for n in names]
         page.curves(title, series, "step", label, lines=lines)
-    page.details("Training record", plain(record))
+    page.details("Training record", results_log.plain(record))
     page.write(work / PAGE)
 
 
 def _clips(page: Page, work: Path, result: Result, clips: Sequence[dict]) -> None:
     """The base's next to the written step's, and the last step's where it was over-optimised."""
-    if not clips:
-        return
-    last = max(c["step"] for c in clips)
-    wanted = {0, result.written} | ({last} if result.alarms else set())
-    groups = defaultdict(list)
-    for clip in clips:
-        if clip["step"] in wanted:
-            groups[clip["prompt"], clip["seed"]].append(clip)
-    page.heading("Validation clips")
-    names = sorted({n for c in clips for n in c["scores"]})
-    rows = [
-        (c["prompt"], c["seed"], c["step"], c["strength"], *(c["scores"].get(n) for n in names))
-        for g in groups.values() for c in g
-    ]  # fmt: skip
-    columns = ("prompt", "seed", "step", "strength", *names)
-    page.table(columns, rows, "Scores: higher is better, except motion and high_frequency")
-    shown = 0
-    for (prompt, seed), group in groups.items():
-        media = [(c, _media(work / "validation" / f"step-{c['step']}", c)) for c in group]
-        media = [(c, m) for c, m in media if m is not None]
-        if media and shown < MOST_CLIPS:
-            page.clips(f"{prompt}, seed {seed}", [Clip(f"step {c['step']}, {c['strength']:g}", m) for c, m in media])
-            shown += len(media)
-
-
-def _media(folder: Path, clip: dict) -> Media | None:
-    width, height = clip.get("size") or (480, 270)
-    for suffix, mime in ((".mp4", "video/mp4"), (".webm", "video/webm"), (".webp", "image/webp")):
-        path = folder / Path(clip["file"]).with_suffix(suffix)
-        if path.is_file():
-            return Media(path.read_bytes(), mime, width, height)
-    return None
+    if clips:
+        last = max(c["step"] for c in clips)
+        steps = {0, result.written} | ({last} if result.alarms else set())
+        page.heading("Validation clips")
+        clips_page.add(page, work / "validation", clips, steps, lambda c: f"step {c['step']}, {c['strength']:g}")
 
 
 def _number(value: float | None) -> float:

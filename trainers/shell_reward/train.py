@@ -21,8 +21,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..kernels.shell_lcc import manifold as manifolds
 from ..kernels.tuning import shell_objective as shell
 from ..kernels.tuning.shell_objective import SigmaTargets
@@ -34,8 +32,7 @@ from ..running.loop import CheckpointOptions
 from ..running.output import provenance, require_output
 from ..running.progress import Bar
 from ..tuning import arguments as shared
-from ..tuning import backbone, dit_shapes, full_model, loop, lora, lora_files, memory_plan
-from ..tuning.backbone import TuningError
+from ..tuning import backbone, loop, lora, memory_plan, run_setup
 from ..tuning.memory_plan import MemoryPlan
 from ..tuning.validation import ValidationOptions, Validator
 from ..wan.prompts import text_id
@@ -71,9 +68,9 @@ def _train(args, context) -> int:
         require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
     manifold = manifolds.load(args.manifold, context.device)
-    options, settings, levels = shared.lora_of(args), shared.settings_of(args), arguments.levels_of(args)
+    settings, levels = shared.settings_of(args), arguments.levels_of(args)
     shape = _shape(args, manifold)
-    plan = _plan(args, shape, options, manifold)
+    plan = _plan(args, shape, manifold)
     if args.dry_run:
         print(memory_plan.format_plan(plan))
         return 0
@@ -82,20 +79,10 @@ def _train(args, context) -> int:
     found = material.load(args, manifold.space, work, context, args.held_out, args.seed)
     dit = backbone.load(args.backbone, shared.dtype_of(args), context.device, args.expert)
     material.require_fit(manifold, dit, args.manifold, found.texts)
-    if args.full:
-        parameters = backbone.full_parameters(dit.model)
-    else:
-        lora.add(dit.model, options, args.seed)
-        parameters = lora.parameters(dit.model)
-    if args.gradient_checkpointing:
-        backbone.enable_checkpointing(dit.model)
-    accelerator = _accelerator(args, context, work)
+    parameters = run_setup.parameters_of(args, dit)
+    accelerator = run_setup.accelerator_of(args, context, work)
     network = _network(args, dit, parameters, accelerator, context.device)
-    resume = None
-    if context.is_main or args.resume_from_checkpoint:
-        resume, notes = checkpoint.choose(args.resume_from_checkpoint, work, args.overwrite)
-        for note in notes if context.is_main else ():
-            print(note)
+    resume = run_setup.resume_of(args, context, work)
     start = _step_of(resume)
     one_step = OneStep(network, found.texts, shape, found.latents)
     targets = _targets(args, work, found, one_step, manifold, levels, dit, context)
@@ -121,10 +108,7 @@ def _train(args, context) -> int:
     )  # fmt: skip
     described = _described(args, found, draws, dit, shape, manifold, targets)
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
-    logged = args.report_to != "none"
-    if logged:
-        config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(args).items() if k != "argv"}
-        accelerator.init_trackers("shell_reward", config=config)
+    run_setup.start_loggers(accelerator, args, "shell_reward")
     with Bar("training", settings.steps, "step", context.is_main) as bar:
 
         def started(step: int) -> None:
@@ -138,14 +122,11 @@ def _train(args, context) -> int:
                 return
             bar.reach(step, {"loss": f"{figures['loss']:.4f}", "distance": f"{figures['distance']:.3f}"})
             with results_log.Log(work / LOG) as log:
-                log.add({"step": step} | report.plain(figures))
-            if logged:
-                accelerator.log({k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
+                log.add({"step": step} | results_log.plain(figures))
+            run_setup.log(accelerator, args, step, figures)
 
         outcome = loop.train(accelerator, parameters, objective, settings, described, keep, stepped, started)
-    if logged:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+    run_setup.finish_loggers(accelerator, args)
     written = outcome.steps
     if measure:
         written = objective.best.step
@@ -157,10 +138,10 @@ def _train(args, context) -> int:
         return 0
     record = _record(args, found, draws, shape, manifold, objective, outcome, written)
     if written:
-        _save(args, output, dit, options, record)
+        run_setup.save(args, output, dit, record)
     result = report.Result(outcome, objective.best.rows, objective.alarms, written, bool(measure))
     notes = {"record": record, "provenance": provenance(args.argv, "trainers.shell_reward"), "clips": clips}
-    manifest.write_report(work / "report.json", report.plain(result.to_json() | notes))
+    manifest.write_report(work / "report.json", results_log.plain(result.to_json() | notes))
     report.write_page(work, output.stem, result, clips, record)
     for line in _closing(args, output, work, result):
         print(line)
@@ -183,19 +164,9 @@ def _shape(args, manifold) -> tuple[int, ...]:
     return next(iter(shapes))
 
 
-def _plan(args, shape, options, manifold) -> MemoryPlan:
-    """The plan of a step, with the manifold. Raises TuningError for all parameters of a quantised base."""
-    expanded = args.full and args.base_dtype == "stored"
-    if expanded and dit_shapes.read_shapes(args.backbone, None, args.expert).quantised:
-        raise TuningError(
-            f"{args.backbone}: is stored in fp8, and --full trains weights that it lacks; train a LoRA, give a bf16, fp16 or "
-            "fp32 file, or --base_dtype fp32 to expand it"
-        )
-    plan = memory_plan.plan(
-        args.backbone, shape, options=None if args.full else options, batch=args.train_batch_size,
-        base_dtype="fp32" if expanded else args.base_dtype, checkpointing=args.gradient_checkpointing,
-        optimizer=args.optimizer, expert=args.expert,
-    )  # fmt: skip
+def _plan(args, shape, manifold) -> MemoryPlan:
+    """The plan of a step, with the manifold."""
+    plan = run_setup.plan_of(args, shape)
     size = sum(t.numel() * t.element_size() for t in manifold.coder.state_dict().values())
     tokens = args.train_batch_size * math.prod(shape[1:])
     chunk = min(tokens, manifold.coder.chunk_tokens(manifold.device))
@@ -212,21 +183,6 @@ def _require_calibration(args, manifold) -> None:
         manifold.calibrated("the band of held-out clips (--validation_steps 0 does without)")
 
 
-def _accelerator(args, context, work: Path):
-    from accelerate import Accelerator
-
-    logged = None if args.report_to == "none" else args.report_to
-    try:
-        return Accelerator(
-            cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False, log_with=logged,
-            project_dir=str(work),
-        )  # fmt: skip
-    except (ValueError, ImportError) as e:
-        if logged is None:
-            raise
-        raise ValueError(f"--report_to {args.report_to}: {' '.join(str(e).split())}; install it, or give none") from e
-
-
 def _network(args, dit, parameters, accelerator, device) -> Network:
     mixed = args.mixed_precision != "no"
 
@@ -234,15 +190,8 @@ def _network(args, dit, parameters, accelerator, device) -> Network:
         with accelerator.autocast() if mixed else nullcontext():
             return backbone.velocity(dit.model, x, sigma, text, bias)
 
-    if not args.full:
-        return Network(velocity, lambda: lora.without_adapter(dit.model), lambda: lora.change_norm(dit.model), device)
-    start = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
-
-    def change() -> float:
-        with torch.no_grad():
-            return math.sqrt(sum(float((p - start[n].to(p.device)).float().square().sum()) for n, p in parameters.items()))
-
-    return Network(velocity, None, change, device)
+    reference = None if args.full else lambda: lora.without_adapter(dit.model)
+    return Network(velocity, reference, run_setup.change_norm_of(args, dit, parameters), device)
 
 
 def _targets(args, work: Path, found: Material, one_step: OneStep, manifold, levels, dit, context) -> SigmaTargets | None:
@@ -307,7 +256,7 @@ def _measure(args, found: Material, one_step: OneStep, manifold, settings, valid
             predictions = one_step.each([draws[i] for i in mine], f"measuring step {step}", context.is_main)
             for i, (x0, sigma) in zip(mine, predictions, strict=True):
                 rows.append(held_out.figures_of(f"{i:03d}", x0[0], manifold, settings.target(manifold, sigma)))
-        return sorted(_gathered(rows, context.world_size), key=lambda r: r["name"])
+        return sorted(run_setup.gathered(rows, context.world_size), key=lambda r: r["name"])
 
     return measured
 
@@ -338,14 +287,6 @@ def _final_clips(validator: Validator, step: int, args) -> list[dict]:
         return []
     validator.options = replace(validator.options, strengths=(0.0, 0.5, 1.0))
     return [r for r in validator.run(step) if r["strength"] == 0.5]
-
-
-def _gathered(rows: list[dict], world: int) -> list[dict]:
-    if world == 1:
-        return rows
-    from accelerate.utils import gather_object
-
-    return gather_object(rows)
 
 
 def _described(args, found: Material, draws: Draws, dit, shape, manifold, targets) -> dict:
@@ -389,18 +330,10 @@ def _record(args, found: Material, draws: Draws, shape, manifold, objective, out
         "trainer": "shell_reward", "steps": written, "steps_done": outcome.steps, "skipped": outcome.skipped,
         "stopped": outcome.stopped, "prompts": len(found.fit), "held_out_prompts": len(found.held_out),
         "items_per_step": draws.count, "noise_levels": [draws.levels.low, draws.levels.high], "shape": list(shape),
-        "manifold": manifold.name, "radius_of_the_file": manifold.radius, "figures": report.plain(outcome.figures),
-        "metrics": report.plain({"base": objective.best.rows[0], "best": best}) if objective.best.rows else None,
+        "manifold": manifold.name, "radius_of_the_file": manifold.radius, "figures": results_log.plain(outcome.figures),
+        "metrics": results_log.plain({"base": objective.best.rows[0], "best": best}) if objective.best.rows else None,
         "command": provenance(args.argv, "trainers.shell_reward")["command"],
     }  # fmt: skip
-
-
-def _save(args, output: Path, dit, options, record: dict) -> None:
-    dtype = lora_files.DTYPES[args.save_dtype]
-    if args.full:
-        full_model.save(output, dit, dtype=dtype, metadata=record)
-    else:
-        lora_files.save(output, dit.model, options, dit, format=args.format, dtype=dtype, metadata=record)
 
 
 def _closing(args, output: Path, work: Path, result: report.Result) -> list[str]:
@@ -415,4 +348,3 @@ def _closing(args, output: Path, work: Path, result: report.Result) -> list[str]
     lines += report.lines(result)
     lines.append(f"{work / report.PAGE}: curves and clips; {work / LOG}: figures of every step")
     return lines
-

@@ -133,6 +133,14 @@ def load(path: str | Path) -> LoraFile:
     return LoraFile(dict(sorted(tensors.items())), rank, scale * rank)
 
 
+def attach(model: torch.nn.Module, loaded: LoraFile) -> None:
+    """Adds a LoRA of this shape to the model, with the file's weights. Raises TuningError where the model lacks its layers."""
+    modules = {n.removesuffix(".lora_A.weight").split(".", 2)[2] for n in loaded.tensors if n.endswith(".lora_A.weight")}
+    targets = tuple(t for t, ends in lora.TARGETS.items() if any(m.endswith(ends) for m in modules))
+    lora.add(model, LoraOptions(loaded.rank, loaded.alpha, targets), 0)
+    lora.load_state(model, loaded.tensors)
+
+
 def read_modules(path: str | Path) -> tuple[dict[str, tuple[Tensor, Tensor, float]], dict[str, str]]:
     """({diffusers module name: (A [r, in], B [out, r], scale)}, the header's entries) of a LoRA in any of FORMATS.
 
