@@ -20,9 +20,9 @@ def find_cuts(frames: Tensor) -> list[int]:
     # A subset of the pixels of a large image is enough for the mean of a cell.
     every = max(1, min(frames.shape[1:3]) // 120)
     thin = frames[:, ::every, ::every].permute(0, 3, 1, 2).float()
-    if frames.dtype != torch.uint8:
-        thin = 255 * thin
     coarse = torch.nn.functional.interpolate(thin, (CELLS, CELLS), mode="area")
+    if frames.dtype != torch.uint8:
+        coarse = 255 * coarse
     change = _difference(coarse[:-1], coarse[1:]).tolist()
     cuts = []
     for t, value in enumerate(change):
