@@ -138,6 +138,11 @@ def beats_rigid(scenes: dict, kind: str, scorer: str) -> list[bool]:
     return [error(c, scorer) < error(r, scorer) for c in clips for r in rigid]
 
 
+def counted(answers: list[bool]) -> str:
+    """`share` with the numbers behind it; empty without answers."""
+    return f"{share(answers)} ({sum(answers)} of {len(answers)})" if answers else ""
+
+
 def verdicts(rows: list[dict]) -> str:
     found = Counter(r["verdict"] for r in rows)
     return " / ".join(str(found[v]) for v in (CONSISTENT, INCONSISTENT, UNDETERMINED))
@@ -172,7 +177,8 @@ def compose(scenes: dict, title: str) -> str:
             cells = [share(rigid_wins(scenes, kind, scorer)) for scorer in SCORERS]
             found = verdicts([s[kind] for s in scenes.values() if kind in s])
             lines.append(f"| {kind} | " + " | ".join(cells) + f" | {found} |")
-    lines += ["\nThe same, of the scenes whose rigid clip can be judged (ours):\n"]
+    lines += ["\nThe same, all kinds of a group together; ours of the scenes whose rigid clip can be judged:\n"]
+    lines += ["| group | " + " | ".join(SCORERS.values()) + " |", "|---" * 4 + "|"]
     able = {k: s for k, s in scenes.items() if s["rigid"]["verdict"] != UNDETERMINED}
     groups = {
         "warps of 1 px and more, walls, textures, swaps, dissolves": [
@@ -182,15 +188,23 @@ def compose(scenes: dict, title: str) -> str:
         "cheats": list(cheats.CHEATS),
     }  # fmt: skip
     for name, kinds in groups.items():
-        answers = [a for kind in kinds for a in rigid_wins(able, kind, "ours")]
-        lines.append(f"- {name}: {share(answers)} ({sum(answers)} of {len(answers)})")
+        cells = []
+        for scorer in SCORERS:
+            answers = [a for kind in kinds for a in rigid_wins(able if scorer == "ours" else scenes, kind, scorer)]
+            cells.append(counted(answers))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["\n## How often a clip without depth beats a rigid moving clip (all pairs of scenes)\n"]
     lines += ["| kind | " + " | ".join(SCORERS.values()) + " | verdicts |", "|---" * 5 + "|"]
-    for kind in (*cheats.FLAT, *(k for k in cheats.CHEATS if k.startswith(("still", "cards", "freeze")))):
+    still = tuple(k for k in cheats.CHEATS if k.startswith(("still", "cards", "freeze")))
+    for kind in (*cheats.FLAT, *still):
         if any(kind in s for s in scenes.values()):
             cells = [pooled(beats_rigid(scenes, kind, scorer)) for scorer in SCORERS]
             found = verdicts([s[kind] for s in scenes.values() if kind in s])
             lines.append(f"| {kind} | " + " | ".join(cells) + f" | {found} |")
+    for name, kinds in (("all of a real scene", cheats.FLAT), ("all of stills and cards", still)):
+        answers = {scorer: [a for kind in kinds for a in beats_rigid(scenes, kind, scorer)] for scorer in SCORERS}
+        cells = [f"{pooled(found)} ({len(found)} pairs)" if found else "" for found in answers.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " | |")
     lines += [
         "\n## Nuisances: rigid clips that were consistent, and their order with their own 2 px warp\n",
         "not inconsistent: still consistent, or undetermined. order: of the pairs of which both are judged. order by error: "
@@ -202,6 +216,9 @@ def compose(scenes: dict, title: str) -> str:
         if any(kind in s for s in scenes.values()):
             found = nuisance(scenes, kind)
             lines.append(f"| {kind} | " + " | ".join(share(found[k]) for k in ("kept", "consistent", "order", "raw")) + " |")
+    every = [nuisance(scenes, kind) for kind in cheats.NUISANCES]
+    totals = [counted([a for found in every for a in found[k]]) for k in ("kept", "consistent", "order", "raw")]
+    lines.append("| all | " + " | ".join(totals) + " |")
     lines += [
         "\n## Reward audit: ten and more ways to cheat\n",
         "Share of all pairs of scenes in which the cheat beats an honest rigid clip, by each scorer; for ours, the verdict "
@@ -224,7 +241,7 @@ def compose(scenes: dict, title: str) -> str:
             if r.get("torch_verdict", r["verdict"]) != r["verdict"]
         ]
         lines += [
-            f"\n## Trackers\n\nOpenCV and torch agree in the verdict: {share(agreed)} ({sum(agreed)} of {len(agreed)} clips)."
+            f"\n## Trackers\n\nOpenCV and torch agree in the verdict of clips: {counted(agreed)}."
         ]
         lines += [f"- seed {seed}, {kind}: {a} by OpenCV, {b} by torch" for seed, kind, a, b in apart]
     return "\n".join(lines) + "\n"
