@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def report(
 
 def figures_text(history: Sequence[Sequence[float]]) -> list[str]:
     """The figures of the last steps, in a few lines."""
-    rows = [row for row in history[-max(1, min(RECENT, len(history) // 4)) :] if all(map(_finite, row))]
+    rows = [row for row in history[-max(1, min(RECENT, len(history) // 4)) :] if all(map(math.isfinite, row))]
     if not rows:
         return ["No step had finite figures"]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
@@ -212,10 +213,6 @@ def header_of(settings: LoraSettings, step: int, backbone: Backbone, source: str
         "ss_steps": str(step),
         RECORD: json.dumps(record, sort_keys=True),
     }
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 class TrainPreferenceLora(io.ComfyNode):

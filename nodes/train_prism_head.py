@@ -1,5 +1,6 @@
 """Train PRISM Head (arXiv 2606.20310): a reward head on preference records, from ComfyUI's own features."""
 
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def report(
 
 def figures_text(history: Sequence[Sequence[float]]) -> list[str]:
     """The figures of the last steps, in a line."""
-    rows = [row for row in history[-max(1, min(RECENT, len(history) // 4)) :] if row[LOSS] == row[LOSS]]
+    rows = [row for row in history[-max(1, min(RECENT, len(history) // 4)) :] if math.isfinite(row[LOSS])]
     if not rows:
         return ["No step had finite figures"]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
