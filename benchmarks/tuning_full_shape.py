@@ -108,7 +108,7 @@ def main(argv=None) -> None:
     for name, command in commands.items():
         common = ["--backbone", backbone, "--output", folder / f"{name}.safetensors", "--max_train_steps", 1, "--overwrite"]
         *_, planned = run(name, [*command, *common, "--dry_run"], args.threads)
-        total = re.findall(r"total\D*([\d.]+)", planned)
+        total = re.findall(r"together\D*([\d.]+)", planned)
         seconds, peak, before, _ = run(name, [*command, *common], args.threads)
         print(f"| {name} | {peak} | {before} | {total[-1] if total else planned} | {seconds:.0f} |", flush=True)
 
