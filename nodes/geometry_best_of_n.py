@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..kernels.geometry.heat_map import full_error, heat_map
+from ..kernels.geometry.heat_map import full_error
 from ..kernels.geometry.record import TRACKS, UNDETERMINED, GeometryRecord
 from ..kernels.prism.plan import rank as best_first
 from ..kernels.rewards.reward import FINISHED, Reward, RewardError
@@ -171,7 +171,7 @@ class GeometryBestOfN(io.ComfyNode):
         picked = None if latent is None else pick_latent(latent, best, len(parts))
         # The colour scale covers all clips, though only the best is drawn.
         full = full_error([s.error_map for s in scored], TRACKS)
-        heat = shared.on_wire(heat_map(parts[best], scored[best].error_map, records[best].frame_indices, full))
+        heat = shared.on_wire(shared.drawn(parts[best], scored[best], full))
         text = text or board(records, order)
         shared.add_metadata(cls, TITLE, scored)
         return io.NodeOutput(

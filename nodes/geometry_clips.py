@@ -55,7 +55,12 @@ def score(clips: list[torch.Tensor], backend: str, source: str) -> list[Scored]:
 def heat_maps(clips: list[torch.Tensor], scored: list[Scored]) -> list[torch.Tensor]:
     """A heat map [T, H, W, 3] of each clip, on one scale."""
     full = full_error([s.error_map for s in scored], TRACKS)
-    return [heat_map(c, s.error_map, s.record.frame_indices, full) for c, s in zip(clips, scored, strict=True)]
+    return [drawn(clip, s, full) for clip, s in zip(clips, scored, strict=True)]
+
+
+def drawn(clip: torch.Tensor, scored: Scored, full: float) -> torch.Tensor:
+    """The heat map [T, H, W, 3] of a clip. full: the error at full colour."""
+    return heat_map(clip, scored.error_map, scored.record.frame_indices, full, scored.greys)
 
 
 def report(scored: list[Scored]) -> str:

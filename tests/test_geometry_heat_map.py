@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from trainers.kernels.colours import HEAT_MAP, heat_map_colour
+from trainers.kernels.geometry.grey import LUMA, half_grey_levels, working_size
 from trainers.kernels.geometry.heat_map import DIM, LEAST, MOST_LINES, full_error, heat_map
 from trainers.kernels.geometry.record import DENSE, TRACKS
+
+
+def luma(frames):
+    return frames @ frames.new_tensor(LUMA)
 
 
 def pixel(grey, left, right, along, full):
@@ -32,14 +37,14 @@ def test_every_pixel_is_what_it_is_by_hand():
             for x in range(6):
                 values = [float(errors[k, y, x]) for k in (left, right)]
                 values = [None if math.isnan(v) else v for v in values]
-                expected = pixel(float(frames[t, y, x].mean()), *values, along, 0.7)
+                expected = pixel(float(luma(frames[t, y, x])), *values, along, 0.7)
                 assert found[t, y, x].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_was_not_measured_stays_the_dimmed_frame():
     frames = torch.rand(3, 4, 4, 3)
     plain = heat_map(frames, torch.full((2, 4, 4), torch.nan), [0, 2], 1.0)
-    assert torch.allclose(plain, DIM * frames.mean(dim=-1, keepdim=True).expand_as(frames))
+    assert torch.allclose(plain, DIM * luma(frames)[..., None].expand_as(frames))
     assert torch.equal(plain, heat_map(frames, torch.zeros(2, 4, 4), [0, 2], 1.0))
 
 
@@ -68,3 +73,16 @@ def test_large_clips_are_drawn_smaller_with_even_sides(size, expected):
     assert found.shape == (1, *expected, 3)
     assert min(expected) == MOST_LINES
     assert float(found.mean()) == pytest.approx(DIM * float(frames.mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(480, 832), (720, 1280), (96, 160)])
+def test_grey_levels_of_the_scorer_give_the_same_map(size):
+    """The greys of 96 lines have another size than the map: the frames are read."""
+    generator = torch.Generator().manual_seed(2)
+    frames, errors = torch.rand(3, *size, 3, generator=generator), torch.rand(2, 12, 20, generator=generator)
+    greys = {t: half_grey_levels(frames[t], working_size(size)[0]) for t in (0, 2)}
+    expected = heat_map(frames, errors, [0, 2], 1.0)
+    assert torch.allclose(heat_map(frames, errors, [0, 2], 1.0, greys), expected, atol=0.02 if size[0] == 720 else 1e-5)
+    if size[0] == 480:
+        dark = {0: torch.zeros(240, 416)}
+        assert not torch.allclose(heat_map(frames, errors, [0, 2], 1.0, dark)[0], expected[0], atol=0.02)

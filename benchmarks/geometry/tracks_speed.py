@@ -35,7 +35,8 @@ def as_the_node(frames: torch.Tensor, backend: str) -> torch.Tensor:
     """Score, preview and heat map of frames [T, H, W, 3] in [0, 1]."""
     scored = score_clip(frames, backend)
     maps = [scored.error_map]
-    return heat_map(frames, scored.error_map, scored.record.frame_indices, full_error(maps, scored.record.scorer))
+    full = full_error(maps, scored.record.scorer)
+    return heat_map(frames, scored.error_map, scored.record.frame_indices, full, scored.greys)
 
 
 def agreement(clips: list[torch.Tensor]) -> tuple[int, float]:

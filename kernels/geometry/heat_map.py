@@ -1,14 +1,14 @@
 """Error heat map over dimmed frames."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..colours import heat_map_colour
-from .grey import halved
+from .grey import LUMA, halved
 from .record import DENSE, TRACKS
 
 # Brightness of the grey frames.
@@ -37,17 +37,21 @@ def full_error(error_maps: list[Tensor], scorer: str) -> float:
     return max(LEAST[scorer], float(values[int(PERCENTILE * (values.numel() - 1))]))
 
 
-def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: float) -> Tensor:
+def heat_map(
+    frames: Tensor, error_map: Tensor, frame_indices: list[int], full: float, greys: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """Blend the error's colours over dimmed grey frames. Returns float32 [T, h, w, 3] in [0, 1], the frames' size but with at
     most MOST_LINES pixels along the shorter side: more show no more of the errors and take gigabytes for a long clip.
 
     frames: [T, H, W, 3] in [0, 1]; error_map: [F, h, w], the errors of the frames frame_indices (ascending), of any size, NaN
-    where nothing was measured, which stays grey; full: the error at full colour, see `full_error`. Errors are interpolated
-    linearly in time between measured frames; before the first and after the last one they are constant.
+    where nothing was measured, which stays grey; full: the error at full colour, see `full_error`; greys: of record.Scored,
+    used if they have the result's size. Errors are interpolated linearly in time between measured frames; before the first
+    and after the last one they are constant.
     """
     size = shown_size(frames.shape[1:3])
     out = torch.empty(len(frames), *size, 3, device=frames.device)
     at = frame_indices
+    known = {t: grey for t, grey in (greys or {}).items() if grey.shape == size}
     for t, frame in enumerate(frames):
         left, right = max(bisect_right(at, t) - 1, 0), min(bisect_left(at, t), len(at) - 1)
         along = 0.0 if left == right else (t - at[left]) / (at[right] - at[left])
@@ -58,10 +62,10 @@ def heat_map(frames: Tensor, error_map: Tensor, frame_indices: list[int], full: 
         glow = heat_map_colour(share).permute(2, 0, 1) * opacity
         # The colours of a coarse map are enlarged, not its errors: a colour for every pixel of every frame takes seconds.
         planes = resized(torch.cat([glow, opacity[None]]).to(out), size)
-        grey = _grey(frame, size, [DIM / 3] * 3)
-        through = 1 - planes[3]
+        grey = known[t] if t in known else _grey(frame, size)
+        through = (1 - planes[3]) * (DIM / 255)
         for channel in range(3):
-            torch.addcmul(planes[channel], grey[0], through, out=out[t, ..., channel])
+            torch.addcmul(planes[channel], grey, through, out=out[t, ..., channel])
     return out
 
 
@@ -71,12 +75,13 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(size) if scale >= 1 else tuple(2 * round(side * scale / 2) for side in size)
 
 
-def _grey(frame: Tensor, size: tuple[int, int], weights: Sequence[float]) -> Tensor:
-    """Weighted sum of the channels of a frame [H, W, C], resized to (h, w): [1, h, w], 0 where a channel is not finite."""
+def _grey(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Grey levels 0 to 255 of a frame [H, W, C] in [0, 1], resized to (h, w), 0 where a channel is not finite."""
     if [2 * side for side in size] == list(frame.shape[:2]) and frame.shape[2] == 3:
-        return halved(frame, weights)[None].nan_to_num_()
-    grey = frame[..., :3].float() @ torch.tensor(weights, device=frame.device)
-    return resized(grey[None].nan_to_num_(), size)
+        grey = halved(frame, LUMA)
+    else:
+        grey = resized((frame[..., :3].float() @ torch.tensor(LUMA, device=frame.device))[None], size)[0]
+    return 255 * grey.nan_to_num_()
 
 
 def resized(planes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ and preference records store it as JSON.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
@@ -129,12 +130,14 @@ class Scored:
     """A record with one error map and one preview for each of record.frame_indices.
 
     error_map: [F, H, W] float32, errors per pixel in the unit of the record's frame_errors, NaN where nothing was measured;
-    preview: [F, H, W, 3] in [0, 1], reprojected points (dense) or tracks with their expected positions (tracks).
+    preview: [F, H, W, 3] in [0, 1], reprojected points (dense) or tracks with their expected positions (tracks); greys: index
+    of a frame -> [h, w], its grey levels 0 to 255 in a smaller size, of the frames for which the scorer made them.
     """
 
     record: GeometryRecord
     error_map: Tensor
     preview: Tensor
+    greys: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class GeometryError(ValueError):

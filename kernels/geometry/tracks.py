@@ -111,10 +111,15 @@ def score_clip(
     each = found.shared.sum(0) / visible.sum(0)
     moving = each > max(MOVING, MOVING_NOISE * found.noise)
     rest = visible & ~moving
+    greys: dict[int, Tensor] = {}
+
+    def grey_of(t: int) -> Tensor:
+        greys[t] = half_grey_levels(frames[t], size)
+        return greys[t]
+
     looked = between_frames.look_at(
-        lambda t: half_grey_levels(frames[t], size), keys, place, visible, fit.scene, tracker_type, apart.left_out,
-        lambda share: tell(0.6 + 0.2 * share),
-    )  # fmt: skip
+        grey_of, keys, place, visible, fit.scene, tracker_type, apart.left_out, lambda share: tell(0.6 + 0.2 * share)
+    )
     shared_between, missing = _between_errors(looked, size, px)
     frames_between = shared_between + WORST * missing
     smooth = smooth_regions.errors(coarse, fit.scene, centre, px, WORST, MOVING)
@@ -176,7 +181,7 @@ def score_clip(
     shown = [_small(frames[t], size) for t in keys]
     preview = drawing.draw_tracks(shown, place, fit.at + centre, visible, found.shared, WORST)
     tell(1.0)
-    return Scored(record, maps.to(frames.device), preview)
+    return Scored(record, maps.to(frames.device), preview, greys)
 
 
 def key_frames(frames: int) -> list[int]:
