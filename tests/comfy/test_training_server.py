@@ -22,7 +22,12 @@ SMALLER = {
     "train_prism_head": {
         f"{HEAD}.folder": FOLDER, f"{HEAD}.taps": "3", f"{HEAD}.dim": 24, f"{HEAD}.pairs_per_step": 1,
     },
+    "compare_tuned_lora_t2v": {
+        "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 17,
+        "KSampler.steps": 6,
+    },
 }  # fmt: skip
+CAPTIONS = ("a red ball in a wood room, fast orbit", "a blue cube in a brick room")
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +38,42 @@ def records(base_dir):
     lines = b""
     for seed in (0, 1):
         z = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
-        record = preference_records.new_record(folder, f"prompt {seed}", z, WAN21, preference=(1, 0))
+        record = preference_records.new_record(folder, CAPTIONS[seed], z, WAN21, preference=(1, 0))
         for i in (0, 1):
             preference_records.write_candidate(record, i, z[i], WAN21)
         lines += preference_records.to_line(record, folder)
     (folder / "records.jsonl").write_bytes(lines)
+    return folder
 
 
-def prompt_of(server, name, changes):
+@pytest.fixture
+def toy_lora(records, toy_files, models_dir, tmp_path):
+    """A LoRA of the toy world's transformer that `trainers.dpo` wrote, where ComfyUI looks for LoRAs."""
+    for package in ("diffusers", "peft", "accelerate"):
+        pytest.importorskip(package)
+    from benchmarks.toy_world import text_encoder, weights
+    from trainers.dpo import cli as dpo
+    from trainers.wan.prompts import write_embeddings
+
+    encoder = text_encoder.load(weights.FOLDER / weights.TEXT)
+    prompts = {f"p{i}": text for i, text in enumerate(("", *CAPTIONS))}
+    texts = tmp_path / "texts.safetensors"
+    write_embeddings(texts, dict(zip(prompts, encoder.words(list(prompts.values())), strict=True)), WAN21, {}, prompts)
+    data, lora = tmp_path / "data", models_dir / "loras" / "my_preference_lora.safetensors"
+    lora.parent.mkdir(exist_ok=True)
+    dpo.main(["cache", "--pairs", str(records), "--embeddings", str(texts), "--output", str(data)])
+    dpo.main(
+        ["train", "--data", str(data), "--backbone", str(weights.FOLDER / weights.DIT), "--output", str(lora), "--rank", "4",
+         "--max_train_steps", "4", "--learning_rate", "0.01", "--lr_warmup_steps", "0", "--held_out", "0", "--shift", "3",
+         "--device", "cpu"]
+    )  # fmt: skip
+    yield lora
+    lora.unlink()
+
+
+def prompt_of(server, name, changes, files=STAND_INS):
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = replace_values(to_api(workflow, server.object_info), STAND_INS)
+    prompt = replace_values(to_api(workflow, server.object_info), files)
     return override_inputs(prompt, SMALLER[name] | changes)
 
 
@@ -102,3 +133,30 @@ def test_a_folder_without_records_is_named(server):
     prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.name": "../elsewhere"})
     with pytest.raises(AssertionError, match="expected the name of one file"):
         server.post(prompt)
+
+
+def test_the_workflow_shows_a_tuned_lora_beside_its_base(server, toy_lora):
+    """The LoRA changes the right half of the video, and nothing does at strength 0. The scores name both clips."""
+    from benchmarks.toy_world import weights
+
+    files = {
+        "wan2.1_t2v_1.3B_fp16.safetensors": weights.DIT, "wan_2.1_vae.safetensors": weights.VAE,
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors": weights.TEXT,
+    }  # fmt: skip
+    halves = {}
+    for strength in (1.0, 0.0):
+        changes = {"LoraLoaderModelOnly.strength_model": strength}
+        prompt = prompt_of(server, "compare_tuned_lora_t2v", changes, files)
+        (stitch,) = (k for k, n in prompt.items() if n["class_type"] == "ImageStitch")
+        prompt["shown"] = {"class_type": "PreviewImage", "inputs": {"images": [stitch, 0]}}
+        entry = server.post(prompt)
+        frames = server.images(entry, "shown").astype(float)
+        assert frames.shape[:3] == (17, 64, 64 + 8 + 64)
+        halves[strength] = frames[:, :, :64], frames[:, :, -64:]
+        scored = {"IntrinsicReward_RewardScore", "IntrinsicReward_FlowResidualScore"}
+        texts = ["\n".join(entry["outputs"][k]["text"]) for k, n in prompt.items() if n["class_type"] in scored]
+        assert len(texts) == 3
+        assert all("Clip 1: " in text and "Clip 2: " in text for text in texts)
+    assert (halves[1.0][0] == halves[0.0][0]).all()
+    assert (halves[0.0][0] == halves[0.0][1]).all()
+    assert abs(halves[1.0][1] - halves[1.0][0]).mean() > 1
