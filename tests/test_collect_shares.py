@@ -22,6 +22,7 @@ from trainers.preferences import manifest
 from trainers.prism import cli as prism
 from trainers.prism import collect as module
 
+from .launcher import launch
 from .preference_material import append_record
 from .test_prism_train import backbone  # noqa: F401 (a fixture)
 
@@ -129,11 +130,8 @@ def test_processes_of_a_launcher_share_the_prompts(backbone, texts, tmp_path):  
     out = tmp_path / "two"
     # The main process finds its share done, and has to wait.
     assert collect(backbone, texts, out, *shard(0, 2)) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.prism"]
-    ended = subprocess.run(
-        [*command, *arguments(backbone, texts, out)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = launch("trainers.prism.cli", arguments(backbone, texts, out), tmp_path / "said")
+    assert ended.codes == [0, 0], ended.stderr
     assert ended.stdout.count("5 prompts, 2 runs each") == 1
     assert collect(backbone, texts, tmp_path / "one") == 0
     assert contents(out) == contents(tmp_path / "one")

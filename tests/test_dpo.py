@@ -31,6 +31,7 @@ from trainers.tuning import lora_files, optimisers
 from trainers.wan.dit_keys import of_text_to_video
 from trainers.wan.prompts import text_id, write_embeddings
 
+from .launcher import launch
 from .preference_material import append_record
 from .test_wan_dit import CONFIG
 
@@ -539,10 +540,9 @@ def test_two_processes_equal_one(folder, backbone, tmp_path):
     more = ("--beta", 100, "--lr_warmup_steps", 0, "--learning_rate", 3e-4, "--eval_steps", 2)
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert run_train(folder, backbone, one, *more, "--gradient_accumulation_steps", 4, steps=3) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.dpo"]
-    command = [*launcher, *arguments(folder, backbone, two, *more, "--report_to", "tensorboard", steps=3)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    argv = arguments(folder, backbone, two, *more, "--report_to", "tensorboard", steps=3)
+    done = launch("trainers.dpo.cli", argv, tmp_path / "said")
+    assert done.codes == [0, 0], done.stderr[-3000:]
     assert done.stdout.count("wrote ") == 1
     a, b = load_file(one), load_file(two)
     for name, value in a.items():

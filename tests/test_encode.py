@@ -21,6 +21,7 @@ from trainers.video.read import DecodeOptions, SourceReport, decode_clips
 from trainers.video.sizes import nearest_bucket
 from trainers.wan import vae as wan_vae
 
+from .launcher import launch
 from .video_clips import counting, moving, real_clip, write_clip
 
 pytest.importorskip("av")
@@ -290,9 +291,8 @@ def test_two_processes_make_what_one_makes(videos, vae_file, tmp_path):
 
 def test_processes_of_a_launcher_share_the_work(videos, vae_file, tmp_path):
     arguments = ["--videos", videos, "--vae", vae_file, "--output", tmp_path / "two", *SMALL, "--device", "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.encode"]
-    ended = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD)
-    assert ended.returncode == 0, ended.stderr
+    ended = launch("trainers.encode", arguments, tmp_path / "said")
+    assert ended.codes == [0, 0], ended.stderr
     assert len(list((tmp_path / "two").glob("latents-00?of002-00000.safetensors"))) == 2
     run(videos, vae_file, tmp_path / "one")
     assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))

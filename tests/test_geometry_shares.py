@@ -18,8 +18,7 @@ from .video_clips import moving, write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-# Of a launcher's processes, and of one that kills itself after two clips.
-LAUNCH = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.geometry")
+# Of a process that kills itself after two clips.
 KILLED = (
     "import os, signal, sys; from trainers.geometry import cli; from trainers.running import results_log\n"
     "add, count = results_log.Log.add, []\n"

@@ -24,6 +24,7 @@ from trainers.scorers import shell_lcc
 from trainers.scorers.cache import ScoreCache, file_identities, known_of, sorted_rows
 from trainers.video.sizes import BUCKETS
 
+from .launcher import launch
 from .preference_material import append_record
 from .test_encode import vae_file  # noqa: F401 (a fixture)
 from .test_pairs import TEXT, build, latents, lines, models, record, records  # noqa: F401 (some are fixtures)
@@ -178,11 +179,9 @@ def test_processes_of_a_launcher_share_the_groups(records, models, tmp_path):  #
     out = tmp_path / "two"
     # The main process finds its share done, and has to wait.
     shards(records, out, 2, *by_shell(models), indices=(0,))
-    ended = python(
-        "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.pairs", "build", "--groups", records,
-        "--output", out, "--jobs", 1, "--backend", "torch", "--device", "cpu", *by_shell(models),
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    argv = ["build", "--groups", records, "--output", out, "--jobs", 1, "--backend", "torch", "--device", "cpu"]
+    ended = launch("trainers.pairs.cli", [*argv, *by_shell(models)], tmp_path / "said")
+    assert ended.codes == [0, 0], ended.stderr
     assert ended.stdout.count("4 pairs of 4 groups") == 1
     assert build(records, tmp_path / "one", *by_shell(models)) == 0
     assert outcome(out) == outcome(tmp_path / "one")

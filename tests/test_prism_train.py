@@ -1,11 +1,7 @@
 """PRISM's data folder and trainer: a head learns what a small backbone's features tell of noisy latents."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,9 +26,9 @@ from trainers.wan import dit as wan_dit
 from trainers.wan.dit_keys import of_text_to_video
 from trainers.wan.text_padding import fold_padding
 
+from .launcher import launch
 from .test_wan_dit import CONFIG
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, SEEDS = 12, 4
 LEVELS = (0.9, 0.3)
 
@@ -416,11 +412,8 @@ def test_processes_share_their_gradients(folder, backbone, tmp_path):
             "--layers", 2, "--max_train_steps", 1, "--learning_rate", 3e-3, "--lr_warmup_steps", 0, "--held_out", 0.4,
             "--validation_steps", 1, "--train_batch_size", 4, "--max_grad_norm", 0, "--device", "cpu",
             "--report_to", "tensorboard", "--token_dropout", 0.25]  # fmt: skip
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.prism"]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    command = [*launcher, *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = launch("trainers.prism.cli", argv, tmp_path / "said")
+    assert done.codes == [0, 0], done.stderr[-3000:]
     assert done.stdout.count("wrote ") == 1
     assert list((tmp_path / "two.checkpoints" / "logs").glob("events*"))
 
