@@ -22,9 +22,10 @@ from benchmarks.command_line import make_parser
 from trainers.kernels.files.atomic import write_atomic
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.version import CREATED_BY
+from trainers.kernels.video.clips import DecodeOptions, SourceReport, VideoError
+from trainers.kernels.video.sizes import nearest_bucket
 from trainers.running.inputs import InputError, expand
-from trainers.video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport, VideoError, decode_clips
-from trainers.video.sizes import nearest_bucket
+from trainers.video.read import VIDEO_SUFFIXES, decode_clips
 from trainers.wan.vae import channels_last
 from trainers.wan.vae_keys import to_original
 

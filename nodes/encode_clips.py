@@ -8,52 +8,37 @@ import av
 import comfy.model_management
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError, clips_of
 from .model_files import file_state
 
 TITLE = "Encode Clips from Folder"
 NO_FOLDERS = "(no folder in input yet)"
-# swscale flags: bicubic, full chroma interpolation, accurate rounding, bit-exact. The defaults are half a grey level darker.
-SCALER = 0x4 | 0x2000 | 0x40000 | 0x80000
 
 
-def decode_clips(path: str, width: int, height: int, frames: int, fps: float) -> Iterator[torch.Tensor]:
-    """Consecutive clips [frames, height, width, 3] in [0, 1] of a video, sampled at `fps`, scaled to cover the size and
-    cropped to the centre.
+def decode_clips(
+    path: str, width: int, height: int, frames: int, fps: float, max_clips: int, report: SourceReport
+) -> Iterator[torch.Tensor]:
+    """Consecutive clips [frames, height, width, 3] in [0, 1] of a video, read as `trainers.encode` reads them (see
+    kernels/video/clips.py), scaled to cover the size and cropped to the centre. Fills report.notes.
 
-    A video slower than fps is sampled at its own rate, since repeated frames would look like a still scene.
-    Raises av.FFmpegError for a damaged file, IndexError for a file without a video stream.
+    Raises VideoError for a damaged or short file, and for colours that cannot be converted.
     """
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        rate = float(stream.average_rate or fps)
-        step = 1 / min(fps, rate)
-        start, taken, clip = None, 0, []
-        for index, frame in enumerate(container.decode(stream)):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            time = index / rate if frame.time is None else frame.time
-            start = time if start is None else start
-            # Take the frame nearest to the next sampling time.
-            if time < start + taken * step - 0.5 / rate - 1e-6:
-                continue
-            taken += 1
-            clip.append(_fit(frame, width, height))
-            if len(clip) == frames:
-                yield torch.cat(clip)
-                clip = []
-
-
-def _fit(frame, width: int, height: int) -> torch.Tensor:
-    rgb = frame.reformat(format="rgb24", interpolation=SCALER).to_ndarray()
-    pixels = np.rot90(rgb, round(frame.rotation / 90)).copy()
-    image = torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255
-    fitted = comfy.utils.common_upscale(image, width, height, "lanczos", "center")
-    return fitted.movedim(1, -1).clamp(0, 1)
+    options = DecodeOptions(lambda w, h: (width, height), fps, frames, frames, max_clips)
+    cancelled = comfy.model_management.throw_exception_if_processing_interrupted
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise VideoError(f"{report.name}: no video stream in this file")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for clip in clips_of(container, stream, options, report, cancelled):
+                yield clip.frames.movedim(1, -1).float() / 255
+    except av.FFmpegError as e:
+        raise VideoError(f"{report.name}: damaged or not a video ({e.strerror or e})") from e
 
 
 class EncodeClips(io.ComfyNode):
@@ -66,7 +51,7 @@ class EncodeClips(io.ComfyNode):
             description=(
                 "Reads the video files of a folder in ComfyUI's input directory, cuts clips of equal size and length from "
                 "them and encodes each with a video VAE, one at a time. The latents are meant for Fit Shell-LCC. "
-                "HDR video is not converted."
+                "HDR video is tone-mapped; rotated and mirrored video is shown as a player shows it."
             ),
             search_aliases=["encode videos", "load clips", "video folder", "dataset", "intrinsic reward", "batch encode"],
             hidden=[io.Hidden.unique_id],
@@ -123,19 +108,16 @@ class EncodeClips(io.ComfyNode):
         bar = comfy.utils.ProgressBar(len(names) * max_clips)
         latents, lines = [], []
         for number, name in enumerate(names):
-            before = len(latents)
-            problem = f"shorter than {frames} frames at {fps:g} frames per second"
+            before, source = len(latents), SourceReport(name)
             try:
-                for count, clip in enumerate(decode_clips(os.path.join(path, name), width, height, frames, fps), start=1):
+                clips = decode_clips(os.path.join(path, name), width, height, frames, fps, max_clips, source)
+                for count, clip in enumerate(clips, start=1):
                     latents.append(vae.encode(clip))
                     bar.update_absolute(number * max_clips + count)
-                    if count == max_clips:
-                        break
-            except (av.FFmpegError, IndexError) as e:
-                problem = f"not readable as video ({e})"
-                logging.warning("%s: %s is %s", TITLE, name, problem)
-            found = len(latents) - before
-            lines.append(f"{name}: {found} clip{'' if found == 1 else 's'}" if found else f"{name}: skipped, {problem}")
+            except VideoError as e:
+                source.note(str(e).removeprefix(f"{name}: "))
+                logging.warning("%s: %s", TITLE, e)
+            lines.append(line_of(name, len(latents) - before, source.notes))
             bar.update_absolute((number + 1) * max_clips)
         text = "\n".join(lines)
         if not latents:
@@ -159,6 +141,12 @@ class EncodeClips(io.ComfyNode):
     def fingerprint_inputs(cls, folder, **_):
         path, names = list_videos(folder)
         return [[name, *file_state(os.path.join(path, name))] for name in names]
+
+
+def line_of(name: str, found: int, notes: list[str]) -> str:
+    """A file's line of the report."""
+    clips = f"{found} clip{'' if found == 1 else 's'}" if found else "skipped"
+    return f"{name}: {', '.join([clips, *notes])}"
 
 
 def list_videos(folder: str) -> tuple[str, list[str]]:

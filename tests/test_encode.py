@@ -14,11 +14,12 @@ from benchmarks import mini_vae
 from trainers import encode
 from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
-from trainers.latents import shards
+from trainers.kernels.video.clips import DecodeOptions, SourceReport, VideoError
+from trainers.kernels.video.sizes import nearest_bucket
+from trainers.latents import encode_videos, shards
 from trainers.latents.read import list_clips, read_clip
 from trainers.running.device import pick_device
-from trainers.video.read import DecodeOptions, SourceReport, decode_clips
-from trainers.video.sizes import nearest_bucket
+from trainers.video.read import decode_clips
 from trainers.wan import vae as wan_vae
 
 from .launcher import launch
@@ -106,7 +107,8 @@ def test_shards_hold_normalised_latents_and_say_where_they_are_from(videos, vae_
     raw = vae.model.encode(video).latent_dist.mean[0]
     (key,) = (k for k, e in header.config["clips"].items() if e["source"] == "a.mkv")
     assert torch.allclose(tensors[key], latent_space.WAN21.normalise(raw, dim=0), atol=1e-5)
-    assert report(tmp_path / "out")["totals"] == {"encoded": 3, "already encoded": 0, "skipped": 0, "not reached": 0}
+    totals = {"encoded": 3, "already encoded": 0, "damaged": 0, "skipped": 0, "not reached": 0}
+    assert report(tmp_path / "out")["totals"] == totals
 
 
 def test_stored_type_and_two_runs_alike(videos, vae_file, tmp_path):
@@ -160,7 +162,7 @@ def test_finished_videos_are_skipped_and_new_ones_added(videos, vae_file, tmp_pa
     after = contents(out)
     assert len(after) == 4
     assert same(before, {k: after[k] for k in before})
-    assert report(out)["totals"] == {"encoded": 1, "already encoded": 3, "skipped": 0, "not reached": 0}
+    assert report(out)["totals"] == {"encoded": 1, "already encoded": 3, "damaged": 0, "skipped": 0, "not reached": 0}
 
 
 def test_more_clips_per_video_add_only_the_missing_ones(videos, vae_file, tmp_path, monkeypatch):
@@ -313,6 +315,24 @@ def test_more_processes_than_videos_is_no_error(videos, vae_file, tmp_path):
 
 
 # What is refused
+
+
+def test_clips_before_the_damage_are_kept_and_said(videos, vae_file, tmp_path, monkeypatch, capsys):
+    original = encode_videos.decode_clips
+
+    def cut_short(path, options, source):
+        for clip in original(path, options, source):
+            yield clip
+            if path.name == "a.mkv":
+                raise VideoError(f"{source.name}: damaged at 0.50 s")
+
+    monkeypatch.setattr(encode_videos, "decode_clips", cut_short)
+    assert run(videos, vae_file, tmp_path / "out") == 0
+    row = report(tmp_path / "out")["videos"]["a.mkv"]
+    assert (row["status"], row["clips"]) == ("damaged", 1)
+    assert row["reason"] == "a.mkv: damaged at 0.50 s; clips before the damage are kept: 1"
+    assert row["reason"] in capsys.readouterr().out
+    assert [e["source"] for e in entries(tmp_path / "out").values()].count("a.mkv") == 1
 
 
 def test_a_damaged_file_is_skipped_and_reported(videos, vae_file, tmp_path, capsys):

@@ -41,6 +41,7 @@ from trainers.kernels.shell_lcc import evaluation
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
 from trainers.kernels.shell_lcc.manifold import load as load_manifold
+from trainers.kernels.video.sizes import BUCKETS
 from trainers.pairs import cli as pairs
 from trainers.pairs import filters, ranking
 from trainers.pairs.choose import choose
@@ -52,7 +53,6 @@ from trainers.prism import cli as prism
 from trainers.prism import data as prism_data
 from trainers.prism import train_loop as prism_train
 from trainers.prism.accuracy_by_sigma import differences
-from trainers.video.sizes import BUCKETS
 from trainers.wan import dit as wan_dit
 from trainers.wan import vae as wan_vae
 

@@ -18,11 +18,11 @@ pytest.importorskip("PIL")
 from trainers.kernels.latent_space import WAN21, WAN22
 from trainers.kernels.shell_lcc.anchors import Anchors
 from trainers.kernels.shell_lcc.manifold import ShellManifold, save
+from trainers.kernels.video.sizes import BUCKETS
 from trainers.pairs import cli as pairs
 from trainers.preferences.groups import Candidate
 from trainers.scorers import shell_lcc
 from trainers.scorers.cache import ScoreCache, file_identities, known_of, sorted_rows
-from trainers.video.sizes import BUCKETS
 
 from .launcher import launch
 from .preference_material import append_record

@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.kernels.video import tone_mapping
+from trainers.kernels.video.clips import DecodeOptions, SourceReport, VideoError, resample, to_rgb
+from trainers.kernels.video.sizes import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
 from trainers.running.inputs import InputError, expand
-from trainers.video.read import (
-    DecodeOptions,
-    SourceReport,
-    VideoError,
-    decode_clips,
-    open_video,
-    resample,
-    to_rgb,
-    tone_mapping,
-)
-from trainers.video.sizes import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
+from trainers.video.read import decode_clips, open_video
 
-from .video_clips import counting, moving, quarter_turn, real_clip, write_clip
+from .video_clips import counting, moving, real_clip, set_display_matrix, write_clip
 
 pytest.importorskip("av")
 
@@ -158,18 +151,50 @@ def test_pixel_aspect_of_a_file_decides_the_bucket(tmp_path):
     assert found[0].frames.shape[2:] == (144, 256)
 
 
-def test_rotation_is_undone(tmp_path):
-    top_left = [np.zeros((48, 64, 3), np.uint8) for _ in range(5)]
-    for frame in top_left:
-        frame[:24, :32] = (250, 10, 10)
-    path = quarter_turn(write_clip(tmp_path / "a.mp4", top_left, codec="libx264", pixel_format="yuv420p"))
-    found, _ = decode(path, size=lambda w, h: (int(w), int(h)))
-    frame = found[0].frames[0].float()
-    assert frame.shape == (3, 64, 48)
-    # Turned clockwise, the top left quarter comes to lie at the top right.
-    assert frame[0, 8:24, 32:40].mean() > 200
-    assert frame[0, 8:24, 8:16].mean() < 50
-    assert frame[0, 40:56].mean() < 50
+# Matrix (a, b, c, d) of the file -> where the stored top left quarter is shown: (row, column) of the quarter.
+ORIENTATIONS = {
+    "upright": ((1, 0, 0, 1), (0, 0)),
+    "clockwise": ((0, 1, -1, 0), (0, 1)),
+    "upside down": ((-1, 0, 0, -1), (1, 1)),
+    "anticlockwise": ((0, -1, 1, 0), (1, 0)),
+    "mirrored left to right": ((-1, 0, 0, 1), (0, 1)),
+    "mirrored top to bottom": ((1, 0, 0, -1), (1, 0)),
+    "transposed": ((0, 1, 1, 0), (0, 0)),
+    "transposed along the other diagonal": ((0, -1, -1, 0), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_pictures_are_turned_and_mirrored_as_a_player_shows_them(tmp_path, name):
+    """Red in the stored top left quarter, green in the top right one."""
+    matrix, place = ORIENTATIONS[name]
+    frames = [np.zeros((48, 64, 3), np.uint8) for _ in range(5)]
+    for frame in frames:
+        frame[:24, :32], frame[:24, 32:] = (250, 10, 10), (10, 250, 10)
+    path = set_display_matrix(write_clip(tmp_path / "a.mp4", frames, codec="libx264", pixel_format="yuv420p"), matrix)
+    found, source = decode(path, size=lambda w, h: (int(w), int(h)))
+    shown = found[0].frames[0].float()
+    assert shown.shape == ((3, 64, 48) if matrix[0] == 0 else (3, 48, 64))
+    assert source.notes == []
+    quarter = [side // 2 for side in shown.shape[1:]]
+
+    def colour(row, column):
+        part = shown[:, row * quarter[0] : (row + 1) * quarter[0], column * quarter[1] : (column + 1) * quarter[1]]
+        return part[:, 6:-6, 6:-6].mean((1, 2))
+
+    assert colour(*place)[0] > 200
+    # The stored right is shown where the matrix carries it.
+    right = (place[0] ^ (matrix[1] != 0), place[1] ^ (matrix[0] != 0))
+    assert colour(*right)[1] > 200
+
+
+def test_a_turn_by_another_angle_is_said(tmp_path):
+    frames = [np.zeros((48, 64, 3), np.uint8) for _ in range(5)]
+    path = write_clip(tmp_path / "a.mp4", frames, codec="libx264", pixel_format="yuv420p")
+    set_display_matrix(path, (0.87, 0.5, -0.5, 0.87))
+    found, source = decode(path, size=lambda w, h: (int(w), int(h)))
+    assert found[0].frames.shape[2:] == (48, 64)
+    assert "no multiple of 90 degrees" in source.notes[0]
 
 
 def test_small_source_is_noted_or_refused(tmp_path):

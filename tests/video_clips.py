@@ -52,13 +52,13 @@ def moving(count, height=48, width=64, seed=0):
     return [np.roll(picture, 2 * i, axis=1) for i in range(count)]
 
 
-def quarter_turn(path):
-    """Sets the display matrix in an mp4's track header to a clockwise quarter turn, as a phone held upright does."""
+def set_display_matrix(path, matrix):
+    """Sets (a, b, c, d) in an mp4's track header: a stored pixel (x, y) is shown at (a x + c y, b x + d y). (0, 1, -1, 0) is a
+    clockwise quarter turn, as of a phone held upright."""
     data = bytearray(Path(path).read_bytes())
     at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
-    one = 1 << 16
-    matrix = [0, one, 0, -one, 0, 0, 0, 0, 1 << 30]
-    data[at : at + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in matrix)
+    a, b, c, d = (round(v * (1 << 16)) for v in matrix)
+    data[at : at + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
     Path(path).write_bytes(data)
     return path
 

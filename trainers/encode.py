@@ -18,13 +18,14 @@ import torch
 from .kernels.files.header import FormatError
 from .kernels.latent_space import LatentSpaceError
 from .kernels.version import CREATED_BY
+from .kernels.video.clips import DecodeOptions, SourceReport
+from .kernels.video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
 from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from .running import shares
 from .running.device import DTYPES
 from .running.inputs import InputError, expand
-from .video.read import VIDEO_SUFFIXES, DecodeOptions, SourceReport
-from .video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_lengths
+from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
 
 ERRORS = (

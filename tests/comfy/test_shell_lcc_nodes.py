@@ -636,8 +636,8 @@ class TestEncodeClips:
         assert latent["samples"].shape == (2, 16, 3, 8, 8)
         lines = report.splitlines()
         assert lines[1] == "a.mp4: 2 clips"
-        assert lines[2] == "b_short.mp4: skipped, shorter than 9 frames at 16 frames per second"
-        assert lines[3].startswith("c_broken.mp4: skipped, not readable as video")
+        assert lines[2] == "b_short.mp4: skipped, 7 frames at 16 frames per second, at least 9 needed"
+        assert lines[3].startswith("c_broken.mp4: skipped, damaged or not a video")
         assert len(lines) == 4
 
     def test_equals_the_stock_nodes(self, comfy, vae, folder):
@@ -656,11 +656,24 @@ class TestEncodeClips:
         write_video(folder / "a.mp4", 36)
         assert len(self.encode(comfy, vae, folder, fps=fps, max_clips=9)[0]["samples"]) == clips
 
+    def test_clips_are_those_of_the_trainer(self, comfy, folder):
+        """trainers.encode reads the same pictures: one reader for both."""
+        from trainers.kernels.video.clips import DecodeOptions, SourceReport
+        from trainers.video.read import decode_clips
+
+        module = comfy.module("nodes.encode_clips")
+        write_video(folder / "a.mp4", 11, width=128, height=64)
+        (clip,) = module.decode_clips(str(folder / "a.mp4"), 64, 64, 5, 8.0, 9, module.SourceReport("a.mp4"))
+        options = DecodeOptions(lambda w, h: (64, 64), fps=8.0, frames=5, min_frames=5, max_clips=9)
+        (expected,) = decode_clips(folder / "a.mp4", options, SourceReport("a.mp4"))
+        assert torch.equal((clip * 255).round(), expected.frames.movedim(1, -1).float())
+
     def test_crop_covers_the_size(self, comfy, folder):
-        clips = comfy.module("nodes.encode_clips").decode_clips
+        module = comfy.module("nodes.encode_clips")
         write_video(folder / "a.mp4", 5, width=128, height=64)
-        (clip,) = clips(str(folder / "a.mp4"), 64, 64, 5, 16.0)
-        (wide,) = clips(str(folder / "a.mp4"), 128, 64, 5, 16.0)
+        (clip,), (wide,) = (
+            module.decode_clips(str(folder / "a.mp4"), width, 64, 5, 16.0, 1, module.SourceReport("a")) for width in (64, 128)
+        )
         torch.testing.assert_close(clip, wide[:, :, 32:96], atol=0.02, rtol=0)
 
     def test_no_clip_long_enough(self, comfy, vae, folder):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..kernels.video.clips import SourceReport
 from ..preferences.clips import BAD_CLIP, ClipReader
 from ..preferences.groups import Candidate, Group
 from ..running.identity import digest_of, weights_identity
@@ -12,7 +13,6 @@ from ..running.progress import Bar
 from ..scorers.cache import ScoreCache, file_identities, skipped
 from ..video import detail
 from ..video.frames import read_frames
-from ..video.read import SourceReport
 
 PICTURES = "pictures"
 # Increment when the figures change for the same clips.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
+from ..kernels.video.sizes import BUCKETS
 from ..latents import shards
 from ..latents.read import LATENT_SUFFIXES
 from ..preferences import manifest
@@ -23,7 +24,6 @@ from ..running.checkpoint import tensor_digest
 from ..running.device import DTYPES, pick_device
 from ..running.output import provenance
 from ..running.progress import Bar
-from ..video.sizes import BUCKETS
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, read_prompts, text_id, write_embeddings
 from . import sources

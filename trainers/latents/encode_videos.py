@@ -6,17 +6,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
+from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError
 from ..running.device import DTYPES
-from ..video.read import DecodeOptions, SourceReport, VideoError, decode_clips
+from ..video.read import decode_clips
 from ..wan.vae import VaeError, WanVae
 from . import shards
 
-STATUSES = ("encoded", "already encoded", "skipped")
+# damaged: the clips before the damage are in the shards.
+STATUSES = ("encoded", "already encoded", "damaged", "skipped")
 
 
 @dataclass
 class VideoOutcome:
-    """The result for one video. status: one of STATUSES; clips, seconds: encoded; reason: why it was skipped."""
+    """The result for one video. status: one of STATUSES; clips, seconds: encoded; reason: what is wrong with it."""
 
     status: str = "encoded"
     clips: int = 0
@@ -35,7 +37,8 @@ def encode_video(
     present: shards.ShardContents,
     entry: dict | None = None,
 ) -> VideoOutcome:
-    """Encodes one video's clips into `writer`, except those that are `present`. An unusable video gets status "skipped".
+    """Encodes one video's clips into `writer`, except those that are `present`. An unusable video gets status "skipped", one
+    that is damaged after its first clips "damaged".
 
     entry: further values for each clip's entry in the shard's header. Raises OSError where a shard cannot be written.
     """
@@ -49,20 +52,21 @@ def encode_video(
     count = 0
     try:
         for clip in decode_clips(path, options, report):
-            count += 1
             clip_id = shards.clip_id(report.name, video, clip.index)
+            if clip_id not in present.clips:
+                z = vae.encode(clip.frames).to(DTYPES[writer.settings["dtype"]])
+                length, _, height, width = clip.frames.shape
+                described = {"source": report.name, "video": video, "window": clip.index, "start_frame": clip.start_frame}
+                described |= {"start_s": round(clip.start_s, 6), "fps": round(clip.fps, 6)}
+                writer.add(clip_id, z, described | {"frames": length, "width": width, "height": height} | (entry or {}))
+            count += 1
             outcome.clips, outcome.fps = count, clip.fps
             outcome.seconds += clip.frames.shape[0] / clip.fps
-            if clip_id in present.clips:
-                continue
-            z = vae.encode(clip.frames).to(DTYPES[writer.settings["dtype"]])
-            length, _, height, width = clip.frames.shape
-            described = {"source": report.name, "video": video, "window": clip.index, "start_frame": clip.start_frame}
-            described |= {"start_s": round(clip.start_s, 6), "fps": round(clip.fps, 6)}
-            writer.add(clip_id, z, described | {"frames": length, "width": width, "height": height} | (entry or {}))
     except (VideoError, VaeError) as e:
         message = str(e)
-        outcome.status, outcome.reason = "skipped", message if message.startswith(report.name) else f"{report.name}: {message}"
+        reason = message if message.startswith(report.name) else f"{report.name}: {message}"
+        kept = f"; clips before the damage are kept: {count}" if count else ""
+        outcome.status, outcome.reason = "damaged" if count else "skipped", reason + kept
         return outcome
     writer.finish_video(video, {"source": report.name, "clips": count, "max_clips": options.max_clips})
     return outcome
@@ -77,7 +81,7 @@ def summary(outcomes: dict[str, VideoOutcome], pending: int) -> str:
     lines[0] += f": {clips} clips, {seconds:.1f} s of video"
     if pending:
         lines.append(f"{pending:6d}  not reached")
-    lines += [f"        {o.reason}" for o in groups["skipped"]]
+    lines += [f"        {o.reason}" for o in (*groups["damaged"], *groups["skipped"])]
     lines += [f"        {name}: {note}" for name, o in outcomes.items() if o.status == "encoded" for note in o.notes]
     return "\n".join(lines)
 

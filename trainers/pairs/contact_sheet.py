@@ -6,12 +6,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..kernels.video.clips import SourceReport
 from ..preferences.clips import BAD_CLIP, ClipReader
 from ..preferences.groups import Candidate, Group
 from ..reporting.strips import HEIGHT, drawable, stacked, strip
 from ..scorers.scores import Scores
 from ..video.frames import read_frames
-from ..video.read import SourceReport
 from .ranking import Ranked
 
 LINE, MARGIN = 14, 6

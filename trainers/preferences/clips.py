@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
+from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError
+from ..kernels.video.sizes import nearest_bucket
 from ..latents.read import ClipRef, LatentDataError, list_clips, read_clip
 from ..running.device import DTYPES, pick_device
 from ..running.identity import weights_identity
-from ..video.read import DecodeOptions, SourceReport, VideoError, decode_clips
-from ..video.sizes import nearest_bucket
+from ..video.read import decode_clips
 from ..wan import vae as wan_vae
 from ..wan.vae import WanVae
 from .groups import Candidate, Group
@@ -25,7 +26,7 @@ BAD_CLIP = (VideoError, ValueError, OSError)
 @dataclass(frozen=True)
 class ClipOptions:
     """vae: file or folder, None where no clip needs one; vae_dtype: "auto" or a name of DTYPES; tiling: encode and decode in
-    tiles; size: of trainers.video.sizes; fps, frames: at which, and of how many at most, videos are encoded."""
+    tiles; size: of kernels.video.sizes; fps, frames: at which, and of how many at most, videos are encoded."""
 
     vae: str | None = None
     vae_dtype: str = "auto"

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from ..kernels.latent_space import LatentSpace
+from ..kernels.video.clips import DecodeOptions, SourceReport
+from ..kernels.video.sizes import MULTIPLE
 from ..latents import shards
 from ..latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from ..latents.read import LATENT_SUFFIXES, LatentDataError, list_clips, read_clip
@@ -21,8 +23,6 @@ from ..preferences.tables import Pair, PairsError
 from ..running.device import DTYPES, pick_device
 from ..running.output import provenance
 from ..running.progress import Bar
-from ..video.read import DecodeOptions, SourceReport
-from ..video.sizes import MULTIPLE
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, text_id, write_embeddings
 from .data import TEXTS, Row, remove_comparisons, require_no_manifest, write_rows
@@ -72,7 +72,7 @@ def run(args) -> int:
     notes = provenance(args.argv, "trainers.prism")
     write_embeddings(args.output / TEXTS, texts, space, notes, prompts)
     rows = [_row(p, base) for p in pairs]
-    usable = {name for name, o in outcomes.items() if o.status != "skipped"}
+    usable = {name for name, o in outcomes.items() if o.status not in ("damaged", "skipped")}
     kept = [r for r in rows if r.a in usable and r.b in usable]
     if not kept:
         raise PairsError(f"{args.pairs}: none of its {len(rows)} pairs has two readable clips; see report.json")

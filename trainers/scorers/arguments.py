@@ -1,8 +1,8 @@
 """Arguments of commands that score clips: the scorers' files and settings, how clips are read, and on what it is computed."""
 
+from ..kernels.video.sizes import BUCKETS
 from ..preferences.clips import ClipOptions
 from ..running.device import DTYPES
-from ..video.sizes import BUCKETS
 from ..wan.prompts import add_encoder, encoder_options
 from .geometry import GeometryOptions
 from .geometry_files import BACKENDS

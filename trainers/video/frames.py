@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .read import DecodeOptions, SourceReport, decode_clips
-from .sizes import nearest_bucket
+from ..kernels.video.clips import DecodeOptions, SourceReport
+from ..kernels.video.sizes import nearest_bucket
+from .read import decode_clips
 
 # More than any video has, so that each is taken at its own rate.
 OWN_RATE = 1000.0
