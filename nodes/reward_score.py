@@ -51,7 +51,10 @@ def report(reward: Reward, found: Scored, title: str, warning: str | None) -> st
     shown = found.figures if not hasattr(reward, "parts") else found.scores
     lines += [f"Clip {i}: {float(v):.4g}" for i, v in enumerate(shown, 1)]
     if len(shown) > 1:
-        lines.append(f"Best: clip {int(found.scores.argmax()) + 1}")
+        # Clips that cannot be judged share the lowest score.
+        best = (found.scores == found.scores.max()).nonzero()[:, 0].tolist()
+        names = ", ".join(str(i + 1) for i in best)
+        lines.append(f"Best: clip {names}" if len(best) == 1 else f"Equal best: clips {names}")
     lines.append(f"{found.blocks} transformer blocks per clip")
     return "\n".join(lines)
 

@@ -317,6 +317,9 @@ class TestFrames:
         assert all(0 <= v <= 1 for v in clips)
         assert text.startswith("Reward Score, higher is better: consistency with one rigid scene, 0 to 1")
         assert text.splitlines()[1] == "Good clips have 0.5 to 1."
+        # Nothing can be judged in noise.
+        assert clips == [0, 0]
+        assert "Equal best: clips 1, 2" in text
 
 
 def test_what_makes_no_reward_is_refused(comfy, parts):
