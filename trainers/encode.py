@@ -11,6 +11,7 @@ them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from .running import shares
 from .running.device import DTYPES
-from .running.inputs import InputError, expand
+from .running.inputs import InputError, describe, expand
 from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
 
@@ -84,7 +85,10 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
     """Encodes this process's share of the videos. Returns the exit code."""
     from tqdm import tqdm
 
-    videos = share.of(list(expand(args.videos, VIDEO_SUFFIXES, "videos").items()))
+    left_out: Counter = Counter()
+    videos = share.of(list(expand(args.videos, VIDEO_SUFFIXES, "videos", left_out).items()))
+    if share.is_main and left_out:
+        print(describe(left_out, "videos"), file=sys.stderr)
     vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {

@@ -14,6 +14,7 @@ which write scores-IIIII-of-NNNNN.jsonl. When all have, the same command with --
 """
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,15 +22,15 @@ from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..kernels.geometry.record import UNDETERMINED
+from ..kernels.video.sizes import BUCKETS
 from ..running import results_log, shares
 from ..running.identity import digest_of
-from ..running.inputs import expand
+from ..running.inputs import describe, expand
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..scorers import depth_files
 from ..scorers.geometry_files import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
 from ..video.read import VIDEO_SUFFIXES
-from ..video.sizes import BUCKETS
 
 SCORES, REPORT = "scores.jsonl", "report.json"
 COLUMNS = ("error", "residual", "noise", "parallax", "moving", "motion", "lost", "mse", "depth_error")
@@ -57,7 +58,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     settings = settings_of(args)
-    clips = expand(args.videos, VIDEO_SUFFIXES, "videos")
+    left_out: Counter = Counter()
+    clips = expand(args.videos, VIDEO_SUFFIXES, "videos", left_out)
     tasks = {name: Task(name, path, settings, _geometry(args.geometry, name)) for name, path in clips.items()}
     if args.geometry is not None and not any(t.geometry for t in tasks.values()):
         raise ScoringError(
@@ -66,6 +68,8 @@ def run(args) -> int:
         )
     # The scorers compute on the CPU, on whatever machine.
     share, _ = shares.begin(args, "cpu")
+    if share.is_main and left_out:
+        print(describe(left_out, "videos"), file=sys.stderr)
     with share:
         return _run(args, tasks, settings.described(), share)
 

@@ -16,9 +16,9 @@ import torch
 
 from ..kernels.geometry import dense, lpips, tracks
 from ..kernels.geometry.record import VERSIONS, GeometryRecord
+from ..kernels.video.clips import SourceReport, VideoError
 from ..running.identity import file_digest, identity
 from ..video.frames import read_frames
-from ..video.read import SourceReport, VideoError
 from . import depth_files
 
 BACKENDS = ("auto", "torch", "opencv")
@@ -31,7 +31,7 @@ class ScoringError(ValueError):
 
 @dataclass(frozen=True)
 class GeometrySettings:
-    """Settings that determine a clip's record. size: of trainers.video.sizes, None: its own; lpips: one or two files."""
+    """Settings that determine a clip's record. size: of kernels.video.sizes, None: its own; lpips: one or two files."""
 
     frames: int = 81
     size: str | None = None
