@@ -24,7 +24,7 @@ from .kernels.video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_leng
 from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from .running import shares
-from .running.device import DTYPES
+from .running.device import DTYPES, dtype_for
 from .running.inputs import InputError, describe, expand
 from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
     videos = share.of(list(expand(args.videos, VIDEO_SUFFIXES, "videos", left_out).items()))
     if share.is_main and left_out:
         print(describe(left_out, "videos"), file=sys.stderr)
-    vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
+    vae_dtype = dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
         "size": args.size or f"{args.width}x{args.height}",

@@ -20,7 +20,7 @@ from ..latents.encode_videos import VideoOutcome, encode_video, summary, write_r
 from ..latents.read import LATENT_SUFFIXES, LatentDataError, list_clips, read_clip
 from ..preferences import tables
 from ..preferences.tables import Pair, PairsError
-from ..running.device import DTYPES, pick_device
+from ..running.device import DTYPES, dtype_for, pick_device
 from ..running.output import provenance
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
@@ -128,7 +128,7 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
     vae = None
     if videos:
         device = pick_device(args.device)
-        name = wan_vae.dtype_for(args.vae_dtype, device)
+        name = dtype_for(args.vae_dtype, device)
         vae = wan_vae.load(args.vae, DTYPES[name], device, args.tiling)
         settings |= {"vae_dtype": name, "tiling": args.tiling, "vae": vae.digest}
     space = vae.space if vae else list_clips([next(iter(clips.values()))[0]])[0].space
