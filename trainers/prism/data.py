@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.files import header as file_header
+from ..kernels.files import lines
 from ..kernels.files.atomic import write_atomic
 from ..kernels.latent_space import LatentSpace
 from ..latents.read import ClipRef, list_clips, read_clip, shape_of
@@ -276,14 +277,14 @@ def _sigma_for(
 
 def _read_rows(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in lines.numbered(lines.read_text(path)):
         try:
             values = json.loads(line)
             outcome = {k: int(v) for k, v in values["outcome"].items()}
             if not set(outcome.values()) <= {-1, 0, 1}:
                 raise ValueError(f"outcomes must be 1, 0 or -1, found {outcome}")
             rows.append(Row(values["prompt"], values["a"], values["b"], outcome))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
             raise PrismDataError(f"{path}, line {number}: {type(e).__name__} {e}") from e
     if not rows:
         raise PrismDataError(f"{path}: contains no pair")
