@@ -113,9 +113,16 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
 
 
 def describe_foreign(path: str | Path) -> str:
-    """A short description of a file that is not safetensors, from its first bytes."""
+    """A short description of a file that is not safetensors, or not a whole one, from its first bytes."""
     with open(path, "rb") as f:
-        head = f.read(16)
+        head = f.read(64)
+        size = f.seek(0, 2)
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, whose file was not downloaded (git lfs pull)"
+    if head[:4] == b"GGUF":
+        return "a GGUF file, whose quantisation is not read here"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page that was saved under this name"
     if head[:2] == b"PK":
         return "a zip archive, perhaps a PyTorch .pth or .pt checkpoint"
     if head[:1] == b"\x80":
@@ -124,6 +131,9 @@ def describe_foreign(path: str | Path) -> str:
         return "a video file"
     if not head:
         return "an empty file"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and size > 8:
+        return f"a safetensors file that is cut short, or damaged ({size} bytes; its header alone has {length})"
     return "not a safetensors file, or a truncated one"
 
 
