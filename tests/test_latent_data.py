@@ -1,5 +1,7 @@
 """Latents from disk: our shards, ComfyUI's .latent files, plain .pt tensors; and one clear sentence for what is none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,6 +9,7 @@ from safetensors.torch import save_file
 from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
 from trainers.kernels.files.header import FormatError, Header
+from trainers.kernels.files.latents import write_latents
 from trainers.kernels.latent_space import RAW, WAN21, WAN22, LatentSpaceError
 from trainers.latents.read import LatentDataError, list_clips, read_clip
 from trainers.running.inputs import InputError
@@ -102,6 +105,85 @@ def test_pt_files_are_time_first_and_normalised_unless_stated(tmp_path):
     with pytest.raises(LatentSpaceError, match=r"raw\.pt: stated to be normalised"):
         read(tmp_path / "raw.pt")
     assert torch.allclose(read(tmp_path / "raw.pt", pt_state=RAW)[1], z.movedim(1, 0), atol=1e-5)
+
+
+def smooth_clip(channels=16, frames=16, side=12, noise=0.0):
+    """[C, T, h, w] of unit variance: channels of their own, frames that change slowly."""
+    z = normal(channels, 1, side, side) + 0.3 * normal(channels, frames, side, side, seed=1).cumsum(1) / frames**0.5
+    z = z / z.std()
+    return (1 - noise**2) ** 0.5 * z + noise * normal(*z.shape, seed=2)
+
+
+@pytest.mark.parametrize("frames", [3, 16, 21])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_axes_of_a_pt_file_are_told_by_size_or_content(tmp_path, frames, noise, half):
+    z = smooth_clip(frames=frames, noise=noise)
+    z = z.half() if half else z
+    for name, stored in (("cthw", z), ("tchw", z.movedim(1, 0)), ("bcthw", z[None])):
+        for suffix in (".pt", ".pth"):
+            torch.save(stored.contiguous(), tmp_path / (name + suffix))
+            assert torch.equal(read(tmp_path / (name + suffix))[1], z.float()), name
+
+
+def test_axes_that_nothing_tells_apart_have_to_be_stated(tmp_path):
+    z = normal(16, 16, 8, 8)
+    torch.save(z, tmp_path / "x.pt")
+    with pytest.raises(LatentDataError, match=r"x\.pt: of shape \[16, 16, 8, 8\], .*neither size nor content.* --pt_axes"):
+        read(tmp_path / "x.pt")
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="cthw")[1], z)
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="tchw")[1], z.movedim(1, 0))
+    torch.save(z[None].expand(2, -1, -1, -1, -1).contiguous(), tmp_path / "two.pt")
+    with pytest.raises(LatentDataError, match=r"two\.pt: .* 2 clips; save one clip a file"):
+        read(tmp_path / "two.pt")
+
+
+def test_a_real_latent_in_every_order(tmp_path):
+    real = Path(__file__).resolve().parents[2] / "shared" / "data" / "test_latents_wan.pth"
+    if not real.is_file():
+        pytest.skip(f"no real latent at {real}")
+    z = torch.load(real, map_location="cpu", weights_only=True).float()[0]
+    assert z.shape[:2] == (16, 16)
+    for name, stored in (("cthw", z), ("tchw", z.movedim(1, 0)), ("bcthw", z[None])):
+        for part in (slice(None), slice(0, 8)):
+            torch.save(stored[..., part, part].contiguous(), tmp_path / f"{name}.pt")
+            assert torch.equal(read(tmp_path / f"{name}.pt")[1], z[..., part, part]), name
+
+
+def states(path, sigmas):
+    """A file of a run as `collect` writes it: states at noise levels, None for the finished latent."""
+    clips = {f"run@{s}": {"run": "run", "prompt": "p", "sigma": s, "seed": 0} for s in sigmas}
+    write_latents(path, {k: normal(16, 3, 4, 4, seed=i) for i, k in enumerate(clips)}, WAN21, clips, provenance={})
+    return path
+
+
+def test_noisy_states_of_runs_are_no_clips(tmp_path, caplog):
+    states(tmp_path / "latents-a.safetensors", (0.9, 0.5, None))
+    assert [r.clip_id for r in list_clips([tmp_path])] == ["run@None"]
+    assert "left out, no clips: 2 noisy states of runs" in caplog.text
+    assert len(list_clips([tmp_path], noisy_states=True)) == 3
+    only = states(tmp_path / "only.safetensors", (0.9, 0.5))
+    with pytest.raises(LatentDataError, match=r"only\.safetensors: holds noisy states of runs, .* and no finished clip"):
+        list_clips([only])
+
+
+def test_other_files_of_the_pack_are_left_out_of_a_folder_and_counted(tmp_path, caplog):
+    shard(tmp_path / "a.safetensors", {"x": normal(16, 3, 4, 5)})
+    for name, kind in (("texts", "texts"), ("head", "prism_head"), ("shell", "shell_lcc")):
+        formats.write(tmp_path / f"{name}.safetensors", {"a": torch.zeros(1)}, Header(kind, WAN21, {}))
+    (tmp_path / "run.checkpoints" / "checkpoint-2").mkdir(parents=True)
+    state = tmp_path / "run.checkpoints" / "checkpoint-2" / "state.safetensors"
+    save_file({"a": torch.zeros(1)}, state, {"format": "intrinsic_reward_checkpoint", "state": "{}"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors", {"intrinsic_reward.training": "{}"})
+    assert [r.clip_id for r in list_clips([tmp_path])] == ["x"]
+    for what in ("1 embedded prompts", "1 PRISM heads", "1 Shell-LCC manifolds", "1 checkpoints", "1 LoRAs"):
+        assert what in caplog.text
+    # One that is named is refused, and so is a foreign file.
+    with pytest.raises(FormatError, match=r"head\.safetensors: .*a PRISM head"):
+        list_clips([tmp_path / "head.safetensors"])
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FormatError, match=r"foreign\.safetensors: no format entry"):
+        list_clips([tmp_path])
 
 
 def test_a_given_space_decides(tmp_path):

@@ -1,13 +1,18 @@
 """The arguments by which Shell-LCC commands take latents."""
 
 from ..kernels.latent_space import NORMALISED, RAW
+from ..latents.read import AXES
 
 
 def add_latents(group, flag: str, required: bool, text: str) -> None:
-    """Adds `flag`, which takes the paths (args.latents), --pt_state and --trust_state."""
+    """Adds `flag`, which takes the paths (args.latents), --pt_state, --pt_axes and --trust_state."""
     group.add_argument(flag, dest="latents", nargs="+", required=required, metavar="PATH", help=text)
     group.add_argument(
         "--pt_state", choices=(NORMALISED, RAW), default=NORMALISED,
         help="what .pt files hold (default normalised)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pt_axes", choices=AXES, default="auto",
+        help="order of a .pt file's axes (default auto: by size, or by which neighbours look alike)",
     )  # fmt: skip
     group.add_argument("--trust_state", action="store_true", help="do not check this state against the latents' statistics")

@@ -39,7 +39,7 @@ def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Fit
     resolutions: set[str] = set()
 
     def read(ref: ClipRef) -> Tensor:
-        z = read_clip(ref, args.pt_state, args.trust_state)
+        z = read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)
         resolutions.add(resolution(z, ref.space))
         on_clip(ref.clip_id)
         return z
@@ -95,7 +95,7 @@ def list_clips_for(manifold: ShellManifold, path: Path, args: argparse.Namespace
 def iterate_clips(refs: list[ClipRef], args: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
     """(clip id, normalised z [C, T, h, w] fp32) of every clip, read one at a time."""
     for ref in refs:
-        yield ref.clip_id, read_clip(ref, args.pt_state, args.trust_state)
+        yield ref.clip_id, read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)
 
 
 def resolution(z: Tensor, space: LatentSpace) -> str:
@@ -109,4 +109,4 @@ def _size(ref: ClipRef, args: argparse.Namespace) -> int:
         shape = shape_of(ref)
         if len(shape) == 4:
             return shape[1] * shape[2] * shape[3]
-    return read_clip(ref, args.pt_state, args.trust_state)[0].numel()
+    return read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)[0].numel()
