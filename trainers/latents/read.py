@@ -112,7 +112,8 @@ def read_clip(ref: ClipRef, pt_state: str = NORMALISED, trust_state: bool = Fals
     """The clip as normalised latents, float32 [C, T, h, w] on the CPU.
 
     pt_state: whether .pt files hold NORMALISED or RAW latents; trust_state: do not check this, nor that .latent files are
-    raw, against the latents' statistics; pt_axes: one of AXES, the order of a .pt file's axes. Raises LatentDataError or LatentSpaceError naming the file.
+    raw, against the latents' statistics; pt_axes: one of AXES, the order of a .pt file's axes. Raises LatentDataError or
+    LatentSpaceError naming the file.
     """
     source = str(ref.path) if ref.key is None else f"{ref.path} ({ref.key})"
     suffix = ref.path.suffix.lower()
