@@ -13,7 +13,10 @@ may span shards; it is complete only when its id is in `videos`. "window" is the
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -124,13 +127,31 @@ class Writer:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "clips": len(self.clips),
         }
-        write_latents(
-            self._next_path(), self.tensors, self.space, self.clips, settings=self.settings, videos=self.videos,
-            provenance=provenance,
-        )  # fmt: skip
+        with self._reserved() as path:
+            write_latents(
+                path, self.tensors, self.space, self.clips, settings=self.settings, videos=self.videos, provenance=provenance
+            )
         self.tensors, self.clips, self.videos = {}, {}, {}
 
-    def _next_path(self) -> Path:
+    @contextmanager
+    def _reserved(self) -> Iterator[Path]:
+        """A path that no other process writes to meanwhile: its number is reserved by a hidden file, which a crash leaves
+        behind, so that the number is not used again."""
         found = (PATTERN.fullmatch(p.name) for p in self.folder.glob("latents-*"))
-        numbers = [int(m[3]) for m in found if m and int(m[1]) == self.index]
-        return self.folder / f"latents-{self.index:03d}of{self.count:03d}-{max(numbers, default=-1) + 1:05d}.safetensors"
+        number = max((int(m[3]) for m in found if m and int(m[1]) == self.index), default=-1) + 1
+        while True:
+            path = self.folder / f"latents-{self.index:03d}of{self.count:03d}-{number:05d}.safetensors"
+            reservation = path.with_name(f".{path.name}.reserved")
+            number += 1
+            try:
+                os.close(os.open(reservation, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                continue
+            # Another process may have written this shard and given up its reservation since the folder was listed.
+            if not path.exists():
+                break
+            reservation.unlink()
+        try:
+            yield path
+        finally:
+            reservation.unlink(missing_ok=True)
