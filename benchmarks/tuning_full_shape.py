@@ -13,7 +13,6 @@ import contextlib
 import io
 import multiprocessing
 import re
-import resource
 import time
 from pathlib import Path
 
@@ -51,6 +50,12 @@ def write_material(folder: Path, latent: tuple[int, ...]) -> None:
     (records / preference_records.RECORDS).write_bytes(lines)
 
 
+def peak_kib() -> int:
+    """Peak resident set of this process, KiB (Linux); getrusage's would be the parent's where that was larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.split("\n") if line.startswith("VmHWM")).split()[1])
+
+
 def measured(arguments: tuple[str, list[str], int]) -> tuple[int, float, int, int, str]:
     """(exit code, seconds, MiB of the peak, MiB before, output) of a trainer's command in this process."""
     name, argv, threads = arguments
@@ -60,11 +65,11 @@ def measured(arguments: tuple[str, list[str], int]) -> tuple[int, float, int, in
     from trainers.shell_reward import cli as shell_reward
 
     main = {"dpo": dpo, "shell_reward": shell_reward, "shell_lcc": shell_lcc}[name].main
-    before, said = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, io.StringIO()
+    before, said = peak_kib(), io.StringIO()
     start = time.perf_counter()
     with contextlib.redirect_stdout(said):
         code = main(argv)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     return code, time.perf_counter() - start, peak // 1024, before // 1024, said.getvalue()
 
 

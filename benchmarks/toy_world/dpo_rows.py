@@ -51,6 +51,7 @@ ARMS = {
 }
 # Pairs of a caption with the largest margins.
 PAIRS_PER_GROUP = 3
+CONTROLS = ("sft on winners", "dpo by chance")
 SHOWN = ("oracle.overall", "oracle.alignment", "oracle.sharpness", "oracle.smoothness", "oracle.dynamics", "oracle.rigidity")
 SECOND = ("prism", "flow_residual", "prompt_gap")
 
@@ -148,6 +149,21 @@ def row_of(found: dict[str, list[float]], base: dict[str, list[float]]) -> dict[
     return rows | {"motion": statistics.ratio(torch.tensor(found["motion"]), torch.tensor(base["motion"]))}
 
 
+def against_controls(arms: dict[str, dict]) -> str:
+    """Markdown: paired differences of the judge's overall score between every arm and those without preferences."""
+    controls = [arm for arm in CONTROLS if arm in arms]
+    titles = ["overall, difference", *(f"minus {c}" for c in controls)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for arm, found in arms.items():
+        if arm in controls:
+            continue
+        mine = torch.tensor(found["oracle.overall"])
+        cells = [statistics.difference(mine, torch.tensor(arms[c]["oracle.overall"])) for c in controls]
+        texts = [f"**{e.text()}**" if e.low > 0 or e.high < 0 else e.text() for e in cells]
+        lines.append(f"| {arm} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def training_of(arm: str, args) -> dict:
     """What the trainer measured on held-out pairs: {"accuracy": Markdown with its interval, "winner", "loser": changes of the
     errors in per cent of the base's, "stopped": reason or None}."""
@@ -212,7 +228,8 @@ def main(argv=None) -> None:
     base = evaluate("base", None, args)
     arms = {arm: evaluate(arm, file, args) for arm, file in files.items() if file is not None}
     trained = [arm for arm in args.arms if files[arm] is not None]
-    text = report(arms, base, args) + "\n\nOn pairs of held-out training captions:\n\n" + training_table(trained, args)
+    heading = "On pairs of held-out training captions:"
+    text = "\n\n".join([report(arms, base, args), against_controls(arms), heading, training_table(trained, args)])
     print(text)
     facts = {
         "prompts": args.prompts, "first_prompt": args.first_prompt, "seeds": SEEDS, "steps": args.steps,

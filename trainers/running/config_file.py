@@ -45,7 +45,7 @@ def _arguments(path: Path) -> list[str]:
         raise FileNotFoundError(f"{path}: no such file; {FLAG} takes a .toml")
     try:
         content = tomllib.loads(lines.read_text(path))
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise ValueError(f"{path}: not a TOML file ({e})") from e
     found = []
     for name, value in content.items():

@@ -120,7 +120,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         # numpy loads no Python objects unless asked to.
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as e:
+    except (ValueError, EOFError, KeyError, NotImplementedError, OSError, zlib.error, zipfile.BadZipFile) as e:
         if "Object arrays" in str(e):
             raise GeometryError(f"{path}: holds Python objects, none of which was run; save plain arrays of numbers") from e
         raise GeometryError(f"{path}: damaged ({' '.join(str(e).split())[:160]}); save it again") from e
