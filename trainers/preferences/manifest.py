@@ -84,7 +84,7 @@ def require_no_foreign(folder: Path) -> None:
             )
     for path in sorted(folder.glob("latents-*.safetensors")):
         # `collect` writes latents before there are comparisons.
-        if any("run" in (ref.entry or {}) for ref in list_clips([path])):
+        if any("run" in (ref.entry or {}) for ref in list_clips([path], finished=False)):
             raise PairsError(
                 f"{path}: latents of runs, written by `python -m trainers.prism`; give another --output to "
                 "`python -m trainers.pairs build`"

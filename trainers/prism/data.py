@@ -102,7 +102,7 @@ def load(folder: str | Path) -> PreferenceData:
     if not shards:
         raise PrismDataError(f"{folder}: no latents-*.safetensors in it")
     runs: dict[str, dict[float | None, ClipRef]] = defaultdict(dict)
-    for ref in list_clips(shards):
+    for ref in list_clips(shards, finished=False):
         entry = _entry_of(ref)
         runs[entry["run"]][entry.get("sigma")] = ref
     rows = _read_rows(path)
@@ -119,7 +119,7 @@ def load(folder: str | Path) -> PreferenceData:
 def runs_of(folder: str | Path) -> dict[str, list[str]]:
     """{prompt: its runs, sorted} of a folder's shards; pairs need not exist yet. Raises PrismDataError or InputError."""
     found = defaultdict(set)
-    for ref in list_clips(sorted(Path(folder).glob("latents-*.safetensors")) or [folder]):
+    for ref in list_clips(sorted(Path(folder).glob("latents-*.safetensors")) or [folder], finished=False):
         entry = _entry_of(ref)
         found[entry["prompt"]].add(entry["run"])
     return {prompt: sorted(runs) for prompt, runs in sorted(found.items())}

@@ -38,10 +38,10 @@ VALIDATION_TOKENS = 20_000
 
 def add_arguments(parser) -> None:
     files = parser.add_argument_group("files")
-    add_latents(files, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt")
+    add_latents(files, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt, .pth")
     files.add_argument("--output", required=True, metavar="FILE.safetensors")
     files.add_argument("--overwrite", action="store_true", help="replace the output and an earlier run's checkpoints")
-    files.add_argument("--latent_space", metavar="ID", help="wan21 or wan22, for .latent and .pt files (default: by channels)")
+    files.add_argument("--latent_space", metavar="ID", help="wan21 or wan22, for .latent, .pt and .pth files (default: by channels)")
     what = parser.add_argument_group("manifold")
     what.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
     what.add_argument("--num_bases", type=int, default=4096, help="K (default 4096); fewer where there are too few tokens")
