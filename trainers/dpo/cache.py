@@ -16,7 +16,7 @@ from ..kernels.files.latents import CLIP, IMAGE
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.video.sizes import BUCKETS
 from ..latents import shards
-from ..latents.arguments import add_pt_axes
+from ..latents.arguments import add_pt_axes, pt_axes_setting
 from ..latents.read import LATENT_SUFFIXES
 from ..preferences import manifest
 from ..preferences.clips import BAD_CLIP, ClipOptions, ClipReader
@@ -112,7 +112,7 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
     if args.image_to_video and args.vae is None:
         raise DpoDataError("--image_to_video needs --vae, to decode the first frame and to encode it as the image")
     options = ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device, args.pt_axes)
-    reader, settings = ClipReader(options), {"dtype": args.latent_dtype}
+    reader, settings = ClipReader(options), {"dtype": args.latent_dtype} | pt_axes_setting(args)
     if videos or args.image_to_video:
         settings |= {
             "size": args.size, "fps": args.fps, "frames": args.frames, "tiling": args.tiling, "vae": reader.vae.digest,

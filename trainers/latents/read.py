@@ -175,6 +175,19 @@ def digest_of(ref: ClipRef, read: Callable[[ClipRef], Tensor] = read_clip) -> st
     return (ref.entry or {}).get("digest") or latents_file.digest(read(ref))
 
 
+def related(ref: ClipRef, read: Callable[[ClipRef], Tensor] = read_clip) -> list[tuple]:
+    """Keys that a clip shares with those that belong on its side of a split (`kernels.held_out.linked`).
+
+    They are the video that it was cut from, that video's content, its file name in the clip's folder, and the digest of the
+    latent itself, for which a clip whose header lacks it is read. Raises what `read` raises.
+    """
+    entry = ref.entry or {}
+    found = [("video", entry.get("video")), ("content", entry.get("content"))]
+    if entry.get("source") is not None:
+        found.append(("source", ref.path.parent.resolve(), entry["source"]))
+    return [key for key in found if key[1] is not None] + [("digest", digest_of(ref, read))]
+
+
 def _other_kind(path: Path) -> str | None:
     """What a file is if it holds no latents and readers of a folder leave it out."""
     if path.suffix.lower() == ".safetensors":

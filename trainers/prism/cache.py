@@ -18,7 +18,7 @@ from ..kernels.latent_space import LatentSpace
 from ..kernels.video.clips import DecodeOptions, SourceReport
 from ..kernels.video.sizes import MULTIPLE
 from ..latents import shards
-from ..latents.arguments import add_pt_axes
+from ..latents.arguments import add_pt_axes, pt_axes_setting
 from ..latents.encode_videos import VideoOutcome, copied_from, encode_video, summary, write_report
 from ..latents.read import LATENT_SUFFIXES, LatentDataError, list_clips, read_clip
 from ..preferences import tables
@@ -135,7 +135,7 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
         raise ValueError(f"{args.pairs}: lists videos, so --vae is needed to encode them")
     settings = {
         "size": f"{args.width}x{args.height}", "fps": args.fps, "frames": args.frames, "dtype": args.latent_dtype,
-    }  # fmt: skip
+    } | pt_axes_setting(args)  # fmt: skip
     vae = None
     if videos:
         device = pick_device(args.device)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..kernels.files import header as file_header
 from ..kernels.files.atomic import write_atomic
-from ..kernels.files.latents import write_latents
+from ..kernels.files.latents import write_unused_latents
 from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
 from ..running import shares
@@ -130,7 +130,11 @@ def _sample(
                         clips[key] = entry
                 bar.add_many(len(seeds))
             notes = provenance(args.argv, "trainers.prism")
-            write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
+            try:
+                write_unused_latents([target], tensors, WAN21, clips, settings=settings, provenance=notes)
+            except FileExistsError:
+                # Another process has sampled this prompt in the meantime: its runs are the same, or its settings are named.
+                _require_same(target, settings)
             _record(args, named, target)
 
 

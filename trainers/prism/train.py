@@ -83,14 +83,16 @@ def run(args) -> int:
 
 
 def held_out_halves(data: PreferenceData, share: float, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
-    """(training rows, rows to fit tie thresholds on, rows to report), with no prompt in two of them.
+    """(training rows, rows to fit tie thresholds on, rows to report), with no prompt and no clip in two of them.
 
-    With two held-out prompts or fewer there are no rows to fit thresholds on. Raises PrismDataError for a single prompt.
+    With two held-out groups of prompts or fewer there are no rows to fit thresholds on. Raises PrismDataError as
+    prism.data.split does.
     """
     fit, held_out = prism_data.split(data, share, seed)
-    prompts = sorted({row.prompt for row in held_out})
-    tie_prompts = set(prompts[1::2]) if len(prompts) > 2 else set()
-    return fit, [r for r in held_out if r.prompt in tie_prompts], [r for r in held_out if r.prompt not in tie_prompts]
+    groups = prism_data.prompt_groups(data)
+    names = sorted({groups[row.prompt] for row in held_out})
+    ties = set(names[1::2]) if len(names) > 2 else set()
+    return fit, [r for r in held_out if groups[r.prompt] in ties], [r for r in held_out if groups[r.prompt] not in ties]
 
 
 def _train(args, context) -> int:
