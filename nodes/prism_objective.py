@@ -90,8 +90,8 @@ def split(comparisons: Sequence[Comparison], share: float, seed: int) -> tuple[l
     """(training, held-out to fit the tie threshold on, held-out to report) comparisons, with no prompt and no clip in two.
 
     share: of the prompts, or of the groups of those that share equal clips, at least one, never all. With two held-out groups
-    or fewer none is for the threshold. Raises ValueError for a single group, and where all training pairs are ties; FormatError
-    for a damaged file.
+    or fewer none is for the threshold. Raises ValueError for a single group, and where all training pairs are ties;
+    FormatError for a damaged file.
     """
     names = [c.pair.prompt for c in comparisons]
     files = {path for c in comparisons for path in (c.pair.winner, c.pair.loser)}

@@ -28,6 +28,7 @@ from .running import shares
 from .running.device import DTYPES
 from .running.identity import copies
 from .running.inputs import InputError, expand
+from .running.output import require_output_folder
 from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
 
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
     files = expand(args.videos, VIDEO_SUFFIXES, "videos")
     same = copies(files)
     videos = videos_of(share, files, same)
+    output = Path(args.output)
+    require_output_folder(output)
     vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
@@ -111,7 +114,6 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
         args.hdr,
         not args.no_upscale,
     )
-    output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         shards.remove(output, share.index, share.count)

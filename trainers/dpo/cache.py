@@ -24,7 +24,7 @@ from ..preferences.groups import Candidate
 from ..running import results_log
 from ..running.checkpoint import tensor_digest
 from ..running.device import DTYPES, pick_device
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, read_prompts, text_id, write_embeddings
@@ -75,6 +75,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     pairs = sources.read(args.pairs, args.root, args.by, args.pairs_per_group)
     known = [p for p in pairs if p.margin is None or p.margin >= args.min_margin]
     if not known:

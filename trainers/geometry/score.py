@@ -24,7 +24,7 @@ from ..kernels.geometry.record import UNDETERMINED
 from ..running import results_log, shares
 from ..running.identity import digest_of
 from ..running.inputs import expand
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers import depth_files
 from ..scorers.geometry_files import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
@@ -57,6 +57,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     settings = settings_of(args)
+    require_output_folder(args.output)
     clips = expand(args.videos, VIDEO_SUFFIXES, "videos")
     tasks = {name: Task(name, path, settings, _geometry(args.geometry, name)) for name, path in clips.items()}
     if args.geometry is not None and not any(t.geometry for t in tasks.values()):

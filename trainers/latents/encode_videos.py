@@ -105,9 +105,9 @@ def summary(outcomes: dict[str, VideoOutcome], pending: int) -> str:
 
 
 def write_report(path: Path, outcomes: dict[str, VideoOutcome], settings: dict, pending: int) -> None:
-    """Writes report.json: per video its status, clips, reason, notes and what it is a copy of; then totals. pending: videos not reached.
+    """Writes report.json: per video its status, clips, reason, notes and what it is a copy of; then totals.
 
-    Raises OSError.
+    pending: videos not reached. Raises OSError.
     """
     statuses = [o.status for o in outcomes.values()]
     report = {

@@ -77,11 +77,12 @@ def list_clips(
     space: that of .latent and .pt files, and the one that shards must have; None: shards have any, .latent files wan21 or
     wan22 by the channel count, .pt files wan21. finished: leave out what is no finished clip; training data of sampling runs
     is read with False. say: called once with a sentence on what was left out, if anything was. Raises InputError,
-    LatentDataError, FormatError or LatentSpaceError, each naming the file; LatentSpaceError also where latent spaces are mixed.
+    LatentDataError, FormatError or LatentSpaceError, each naming the file; LatentSpaceError also for mixed latent spaces.
     """
     paths = list(paths)
     # A file that is given by its name or by a pattern must hold clips, one that lies in a folder may be of another kind.
-    named = {path.resolve() for path in expand([p for p in paths if not Path(p).is_dir()], LATENT_SUFFIXES, "latents").values()}
+    files = expand([p for p in paths if not Path(p).is_dir()], LATENT_SUFFIXES, "latents")
+    named = {path.resolve() for path in files.values()}
     refs: list[ClipRef] = []
     left_out: Counter[str] = Counter()
     for name, path in expand(paths, LATENT_SUFFIXES, "latents").items():
@@ -219,7 +220,7 @@ def _list_shard(
     if others and len(refs) == others.total() and named:
         described = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
         raise LatentDataError(
-            f"{path}: holds {described} and no finished clip; give finished latents, such as those of `python -m trainers.encode`"
+            f"{path}: holds {described} and no finished clip; give finished latents, such as `python -m trainers.encode` writes"
         )
     left_out.update(others)
     return [ref for ref in refs if what[ref.clip_id] == CLIP]
@@ -300,8 +301,8 @@ def _channel_axis(z: Tensor, path: Path, shape: list[int]) -> int:
     evidence = latent_space.channel_axis_evidence(z, 0, 1)
     if abs(evidence) < LEAST_EVIDENCE:
         raise LatentDataError(
-            f"{path}: its shape {shape} is that of [T, C, h, w] and of [C, T, h, w], and its statistics do not tell which it is; "
-            f"give --pt_axes {TIME_FIRST} or {CHANNELS_FIRST}"
+            f"{path}: its shape {shape} is that of [T, C, h, w] and of [C, T, h, w], and its statistics do not tell which it "
+            f"is; give --pt_axes {TIME_FIRST} or {CHANNELS_FIRST}"
         )
     return 0 if evidence > 0 else 1
 

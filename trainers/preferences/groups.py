@@ -1,8 +1,9 @@
 """Groups of candidate clips, one prompt per group: subfolders of a folder, or preference records.
 
 Each subfolder has the clips of one prompt: videos, latents (.safetensors, .latent, .pt, .pth, one clip per file), or both for
-one clip under one name (a.mp4 and a.safetensors). Files of this pack that hold no finished clip are left out, which is said. The prompt is the text of its prompt.txt, otherwise the folder's name. A folder
-that has clips of its own and no such subfolder is one group.
+one clip under one name (a.mp4 and a.safetensors). The prompt is the text of its prompt.txt, otherwise the folder's name. A
+folder that has clips of its own and no such subfolder is one group. Files of this pack that hold no finished clip are left
+out, which is said.
 """
 
 from collections import defaultdict

@@ -2,9 +2,9 @@
 
 The table is a .csv or .jsonl in one of the formats of `trainers.preferences.tables`: pairs of VideoAlign or
 VideoGen-RewardBench, rows of scores, a manifest of `trainers.pairs build`, or a folder of preference records. Its clips are
-videos, or latents (.safetensors, .latent, .pt, .pth), which are stored as they are. An interrupted run continues where it stopped.
-Pairs with a clip that cannot be read are left out; report.json gives the reason. Copies of one clip under several names are
-encoded once for each prompt, and stand for one run.
+videos, or latents (.safetensors, .latent, .pt, .pth), which are stored as they are. An interrupted run continues where it
+stopped. Pairs with a clip that cannot be read are left out; report.json gives the reason. Copies of one clip under several
+names are encoded once for each prompt, and stand for one run.
 """
 
 import sys
@@ -25,7 +25,7 @@ from ..preferences import tables
 from ..preferences.tables import Pair, PairsError
 from ..running.device import DTYPES, pick_device
 from ..running.identity import content_digest
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, text_id, write_embeddings
@@ -60,6 +60,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     pairs = tables.read(args.pairs, args.root, args.dimensions)
     tables.require_files(pairs, str(args.pairs))
     tables.require_classes(pairs, str(args.pairs))

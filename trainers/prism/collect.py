@@ -27,7 +27,7 @@ from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
 from ..running import shares
 from ..running.device import DTYPES
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers.latent_view import ConditionalNetwork, LatentView
 from ..scorers.model_reward import MODEL_REWARDS, reward_of
@@ -71,8 +71,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     require_no_manifest(args.output)
     if args.records is not None:
+        require_output_folder(args.records)
         records_of_runs.require_usable(args.records)
     texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)

@@ -244,7 +244,8 @@ def split(data: PreferenceData, share: float, seed: int) -> tuple[list[Row], lis
 def prompt_groups(data: PreferenceData) -> dict[str, str]:
     """{prompt: name of its group}: prompts whose runs are related (`latents.read.related`) are in one group.
 
-    A clip that the folder has no digest of, as in those of earlier versions, is read. Raises LatentDataError for a damaged one.
+    A clip that the folder has no digest of, as in those of earlier versions, is read. Raises LatentDataError for a damaged
+    one.
     """
     if not data._groups:
         names = [row.prompt for row in data.rows]

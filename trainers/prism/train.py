@@ -14,7 +14,7 @@ from ..kernels.prism.preference_loss import ETA
 from ..running import checkpoint
 from ..running.device import DTYPES, init_distributed
 from ..running.loop import CheckpointOptions
-from ..running.output import provenance, require_output
+from ..running.output import provenance, require_output, require_output_folder
 from ..running.progress import Bar
 from ..scorers.prism_network import Scorer
 from ..wan import dit as wan_dit
@@ -101,6 +101,7 @@ def _train(args, context) -> int:
     output = Path(args.output)
     require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
+    require_output_folder(work)
     data = prism_data.load(args.data)
     fit, tie_rows, held_out = held_out_halves(data, args.held_out, args.seed)
     prism_data.require_classes(fit, args.data)

@@ -11,19 +11,18 @@ import torch
 
 from ..kernels.version import CREATED_BY
 
-
 # Bytes that must fit on the disk before a command begins.
 LEAST_SPACE = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def require_output(path: Path, overwrite: bool, suffix: str = ".safetensors") -> None:
+def require_output(path: Path, overwrite: bool, suffix: str | None = ".safetensors") -> None:
     """Checks, before any long work begins, that `path` can be written.
 
-    Nothing is created. Raises ValueError for a wrong suffix or a folder, FileExistsError without `overwrite`, and OSError as
+    suffix: None allows any. Nothing is created. Raises ValueError for a wrong suffix or a folder, FileExistsError without `overwrite`, and OSError as
     require_output_folder does.
     """
-    if path.suffix != suffix:
+    if suffix is not None and path.suffix != suffix:
         raise ValueError(f"{path}: the output's name must end in {suffix}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a file name in it")
@@ -68,7 +67,7 @@ def _require_writable(folder: Path, output: Path) -> None:
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
     if not place.is_dir():
         what = "is a link to nothing" if place.is_symlink() and not place.exists() else "is a file"
-        raise NotADirectoryError(f"{output}: cannot be written, because {place} {what} where a folder is expected; give another name")
+        raise NotADirectoryError(f"{output}: cannot be written, as {place} {what} where a folder is expected; give another name")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(LEAST_SPACE))
@@ -76,11 +75,11 @@ def _require_writable(folder: Path, output: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as e:
         if e.errno in FULL:
-            raise OSError(f"{output}: cannot be written, because no space is left in {place}; free some, or give another place") from e
+            raise OSError(f"{output}: cannot be written, as no space is left in {place}; free some, or give another place") from e
         missing = "" if place == folder.absolute() else f"{folder} does not exist and "
         raise OSError(
-            f"{output}: cannot be written, because {missing}{place} is not writable ({e.strerror or e}); give another place, or "
-            "change its permissions"
+            f"{output}: cannot be written, as {missing}{place} is not writable ({e.strerror or e}); give another place, or change "
+            "its permissions"
         ) from e
 
 

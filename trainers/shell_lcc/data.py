@@ -32,9 +32,9 @@ class FitData:
 def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> FitData:
     """Reads args.latents and splits them by args.held_out, args.seed, args.max_tokens and args.max_held_out_tokens.
 
-    Clips of one video, of its copies, and equal latents are on one side. Where all clips are related, only equal latents are kept
-    together, and a note says so. The same arguments and files give the same tokens in the same order. Raises InputError, LatentDataError, FormatError,
-    LatentSpaceError or SplitError.
+    Clips of one video, of its copies, and equal latents are on one side. Where all clips are related, only equal latents are
+    kept together, and a note says so. The same arguments and files give the same tokens in the same order. Raises InputError,
+    LatentDataError, FormatError, LatentSpaceError or SplitError.
     """
     space = latent_space.by_id(args.latent_space) if args.latent_space else None
     notes: list[str] = []

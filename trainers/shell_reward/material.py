@@ -109,7 +109,7 @@ def load(args, space: LatentSpace, work: Path, context, held_out: float, seed: i
     known = {groups[p] for p in measured}
     fit, apart = _split({p: groups[p] for p in prompts if groups[p] not in known}, held_out, seed)
     if not fit:
-        raise ShellRewardError("there is no prompt to train on other than those of --validation_prompts and of their clips; give more")
+        raise ShellRewardError("there is no prompt to train on other than those of --validation_prompts; give more prompts")
     shown = tuple(measured) or tuple(apart or fit)[:MOST_MEASURED]
     return Material(texts, prompts | measured | names, fit, apart, shown, clips, captions)
 
@@ -136,8 +136,8 @@ def _split(groups: Mapping[str, str], share: float, seed: int) -> tuple[tuple[st
     if len(members) < 2:
         found = len(groups) if len(groups) < 2 else f"{len(groups)} that share clips"
         raise ShellRewardError(
-            f"--held_out {share:g} needs two prompts or more with clips of their own, found {found}; give more, or --held_out 0 "
-            "to measure the training's prompts with other noises"
+            f"--held_out {share:g} needs two prompts or more with clips of their own, found {found}; give more, or "
+            "--held_out 0 to measure the training's prompts with other noises"
         )
     count = min(len(members) - 1, max(1, round(share * len(members))))
     order = sorted(members, key=lambda group: seed_of(seed, f"held out {group}"))[:count]
