@@ -93,7 +93,7 @@ class SaveShellLCC(io.ComfyNode):
 
 
 def free_paths(folder: str, name: str) -> Iterator[Path]:
-    """<name>_<number>.safetensors from the number after the largest one. Raises ValueError for a name without letter or digit."""
+    """<name>_<number>.safetensors from the number after the largest one. Raises ValueError without a letter or digit."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100]
     if not stem:
         raise ValueError(f"Save Shell-LCC Manifold, input 'name': found {name!r}, expected at least one letter or digit")

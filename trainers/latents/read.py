@@ -220,7 +220,7 @@ def _list_shard(
     if others and len(refs) == others.total() and named:
         described = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
         raise LatentDataError(
-            f"{path}: holds {described} and no finished clip; give finished latents, such as `python -m trainers.encode` writes"
+            f"{path}: holds {described} and no finished clip; give finished latents, such as those of `trainers.encode`"
         )
     left_out.update(others)
     return [ref for ref in refs if what[ref.clip_id] == CLIP]

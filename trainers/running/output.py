@@ -19,8 +19,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def require_output(path: Path, overwrite: bool, suffix: str | None = ".safetensors") -> None:
     """Checks, before any long work begins, that `path` can be written.
 
-    suffix: None allows any. Nothing is created. Raises ValueError for a wrong suffix or a folder, FileExistsError without `overwrite`, and OSError as
-    require_output_folder does.
+    suffix: None allows any. Nothing is created. Raises ValueError for a wrong suffix or a folder, FileExistsError without
+    `overwrite`, and OSError as require_output_folder does.
     """
     if suffix is not None and path.suffix != suffix:
         raise ValueError(f"{path}: the output's name must end in {suffix}")
@@ -67,7 +67,7 @@ def _require_writable(folder: Path, output: Path) -> None:
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
     if not place.is_dir():
         what = "is a link to nothing" if place.is_symlink() and not place.exists() else "is a file"
-        raise NotADirectoryError(f"{output}: cannot be written, as {place} {what} where a folder is expected; give another name")
+        raise NotADirectoryError(f"{output}: cannot be written: {place} {what}, expected a folder; give another name")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(LEAST_SPACE))
@@ -75,11 +75,11 @@ def _require_writable(folder: Path, output: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as e:
         if e.errno in FULL:
-            raise OSError(f"{output}: cannot be written, as no space is left in {place}; free some, or give another place") from e
-        missing = "" if place == folder.absolute() else f"{folder} does not exist and "
+            raise OSError(f"{output}: cannot be written: no space is left in {place}; free some, or give another place") from e
+        missing = "" if place == folder.absolute() else f"{folder} does not exist, and "
         raise OSError(
-            f"{output}: cannot be written, as {missing}{place} is not writable ({e.strerror or e}); give another place, or change "
-            "its permissions"
+            f"{output}: cannot be written: {missing}{place} is not writable ({e.strerror or e}); give another place or "
+            "change its permissions"
         ) from e
 
 
