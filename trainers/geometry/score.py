@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..kernels.files.atomic import write_atomic
 from ..kernels.geometry.record import UNDETERMINED
+from ..kernels.video.sizes import BUCKETS
 from ..running import results_log, shares
 from ..running.identity import digest_of
 from ..running.inputs import expand
@@ -29,7 +30,6 @@ from ..running.progress import Bar
 from ..scorers import depth_files
 from ..scorers.geometry_files import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
 from ..video.read import VIDEO_SUFFIXES
-from ..video.sizes import BUCKETS
 
 SCORES, REPORT = "scores.jsonl", "report.json"
 COLUMNS = ("error", "residual", "noise", "parallax", "moving", "motion", "lost", "mse", "depth_error")

@@ -31,7 +31,7 @@ class ScoringError(ValueError):
 
 @dataclass(frozen=True)
 class GeometrySettings:
-    """Settings that determine a clip's record. size: of trainers.video.sizes, None: its own; lpips: one or two files."""
+    """Settings that determine a clip's record. size: of kernels.video.sizes, None: its own; lpips: one or two files."""
 
     frames: int = 81
     size: str | None = None
