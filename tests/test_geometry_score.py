@@ -20,9 +20,9 @@ from trainers.geometry import score as geometry_score
 from trainers.kernels.geometry import dense, tracks, view_files
 from trainers.kernels.geometry.record import DENSE, TRACKS, GeometryError, GeometryRecord
 from trainers.kernels.geometry.views import Views
+from trainers.kernels.video.clips import SourceReport
 from trainers.running import results_log as geometry_log
 from trainers.scorers import depth_files as geometry_files
-from trainers.video.read import SourceReport
 
 from .video_clips import moving, write_clip
 

@@ -106,7 +106,7 @@ def test_what_a_folder_leaves_out_is_noted_in_the_file(tmp_path):
     write_latents(tmp_path / "x.safetensors", {k: normal(ord(k)) for k in "abc"}, WAN21, {k: {"video": k} for k in "abc"})
     formats.write(tmp_path / "texts.safetensors", {"x": torch.zeros(2)}, formats.Header("texts", WAN21))
     _, notes = sides(tmp_path, 0)
-    assert notes == ["left out, as no finished clips: 1 x embedded prompts"]
+    assert notes == ["left out, no clips: 1 embedded prompts"]
 
 
 # prism train

@@ -112,6 +112,70 @@ def test_pt_files_are_time_first_and_normalised_unless_stated(tmp_path):
     assert torch.allclose(read(tmp_path / "raw.pt", pt_state=RAW)[1], z.movedim(1, 0), atol=1e-5)
 
 
+def smooth_clip(channels=16, frames=16, side=12, noise=0.0):
+    """[C, T, h, w] of unit variance: channels of their own, frames that change slowly."""
+    z = normal(channels, 1, side, side) + 0.3 * normal(channels, frames, side, side, seed=1).cumsum(1) / frames**0.5
+    z = z / z.std()
+    return (1 - noise**2) ** 0.5 * z + noise * normal(*z.shape, seed=2)
+
+
+@pytest.mark.parametrize("frames", [3, 16, 21])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_axes_of_a_pt_file_are_told_by_size_or_content(tmp_path, frames, noise, half):
+    z = smooth_clip(frames=frames, noise=noise)
+    z = z.half() if half else z
+    for name, stored in (("cthw", z), ("tchw", z.movedim(1, 0)), ("bcthw", z[None])):
+        for suffix in (".pt", ".pth"):
+            torch.save(stored.contiguous(), tmp_path / (name + suffix))
+            assert torch.equal(read(tmp_path / (name + suffix))[1], z.float()), name
+
+
+def test_axes_that_nothing_tells_apart_have_to_be_stated(tmp_path):
+    z = normal(16, 16, 8, 8)
+    torch.save(z, tmp_path / "x.pt")
+    with pytest.raises(LatentDataError, match=r"x\.pt: of shape \[16, 16, 8, 8\], .*neither size nor content.* --pt_axes"):
+        read(tmp_path / "x.pt")
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="cthw")[1], z)
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="tchw")[1], z.movedim(1, 0))
+
+
+def states(path, sigmas):
+    """A file of a run as `collect` writes it: states at noise levels, None for the finished latent."""
+    clips = {f"run@{s}": {"run": "run", "prompt": "p", "sigma": s, "seed": 0} for s in sigmas}
+    latents_file.write_latents(path, {k: normal(16, 3, 4, 4, seed=i) for i, k in enumerate(clips)}, WAN21, clips)
+    return path
+
+
+def test_noisy_states_of_runs_are_no_clips(tmp_path, caplog):
+    states(tmp_path / "latents-a.safetensors", (0.9, 0.5, None))
+    assert [r.clip_id for r in list_clips([tmp_path])] == ["run@None"]
+    assert "left out, no clips: 2 noisy states of runs" in caplog.text
+    assert len(list_clips([tmp_path], noisy_states=True)) == 3
+    only = states(tmp_path / "only.safetensors", (0.9, 0.5))
+    with pytest.raises(LatentDataError, match=r"only\.safetensors: holds noisy states of runs, .* and no finished clip"):
+        list_clips([only])
+
+
+def test_other_files_of_the_pack_are_left_out_of_a_folder_and_counted(tmp_path, caplog):
+    shard(tmp_path / "a.safetensors", {"x": normal(16, 3, 4, 5)})
+    for name, kind in (("texts", "texts"), ("head", "prism_head"), ("shell", "shell_lcc")):
+        formats.write(tmp_path / f"{name}.safetensors", {"a": torch.zeros(1)}, Header(kind, WAN21, {}))
+    (tmp_path / "run.checkpoints" / "checkpoint-2").mkdir(parents=True)
+    state = tmp_path / "run.checkpoints" / "checkpoint-2" / "state.safetensors"
+    save_file({"a": torch.zeros(1)}, state, {"format": "intrinsic_reward_checkpoint", "state": "{}"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors", {"intrinsic_reward.training": "{}"})
+    assert [r.clip_id for r in list_clips([tmp_path])] == ["x"]
+    for what in ("1 embedded prompts", "1 PRISM heads", "1 Shell-LCC manifolds", "1 checkpoints", "1 LoRAs"):
+        assert what in caplog.text
+    # One that is named is refused, and so is a foreign file.
+    with pytest.raises(FormatError, match=r"head\.safetensors: .*a PRISM head"):
+        list_clips([tmp_path / "head.safetensors"])
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FormatError, match=r"foreign\.safetensors: no format entry"):
+        list_clips([tmp_path])
+
+
 def test_a_given_space_decides(tmp_path):
     custom = latent_space.identify([0.5] * 16, [2.0] * 16)
     z = normal(1, 16, 3, 8, 8)
@@ -240,7 +304,7 @@ def entry(sigma=None, **more):
     return {"run": "r", "prompt": "p", "sigma": sigma, "seed": 0, "source": "r", "video": "r"} | more
 
 
-def states(path, sigmas, **more):
+def earlier_states(path, sigmas, **more):
     """A shard of `prism collect` as earlier versions wrote it: one latent for each noise level, None for the finished one."""
     clips = {f"r@{s}": entry(s, **more) for s in sigmas}
     config = {"state": "normalised", "clips": clips, "settings": {}, "videos": {}}
@@ -249,13 +313,13 @@ def states(path, sigmas, **more):
 
 
 def test_noisy_states_are_no_clips(tmp_path):
-    path, said = states(tmp_path / "a.safetensors", (None, 0.9, 0.5)), []
+    path, said = earlier_states(tmp_path / "a.safetensors", (None, 0.9, 0.5)), []
     assert [r.clip_id for r in list_clips([path], say=said.append)] == ["r@None"]
-    assert said == ["left out, as no finished clips: 2 x noisy states of sampling runs"]
-    assert len(list_clips([path], finished=False, say=said.append)) == 3
+    assert said == ["left out, no clips: 2 noisy states of runs"]
+    assert len(list_clips([path], noisy_states=True, say=said.append)) == 3
     assert len(said) == 1
-    noisy = states(tmp_path / "b.safetensors", (0.9, 0.5))
-    with pytest.raises(LatentDataError, match=r"b\.safetensors: holds 2 noisy states of sampling runs and no finished clip"):
+    noisy = earlier_states(tmp_path / "b.safetensors", (0.9, 0.5))
+    with pytest.raises(LatentDataError, match=r"b\.safetensors: holds noisy states of runs, 2 in all, and no finished clip"):
         list_clips([noisy])
 
 
@@ -265,9 +329,7 @@ def test_a_header_says_what_a_latent_is(tmp_path):
     clips = {"clip": {"source": "c"}, "image": {"source": "c", "holds": "image"}, "state": {"source": "c", "sigma": 0.5}}
     latents_file.write_latents(path, dict.fromkeys(clips, z), WAN21, clips)
     assert [r.clip_id for r in list_clips([path], say=said.append)] == ["clip"]
-    assert said == [
-        "left out, as no finished clips: 1 x images of image-to-video pairs, 1 x noisy states of sampling runs"
-    ]
+    assert said == ["left out, no clips: 1 images of image-to-video pairs, 1 noisy states of runs"]
     entries = formats.read_header(path, "latents").config["clips"]
     assert {k: e["holds"] for k, e in entries.items()} == {"clip": "clip", "image": "image", "state": "state"}
     assert len({e["digest"] for e in entries.values()}) == 1
@@ -286,7 +348,7 @@ def test_earlier_folders_of_image_to_video_pairs_do_not_say_which_are_images(tmp
     formats.write(tmp_path / "latents-000of001-00000.safetensors", {"x": normal(16, 2, 4, 4)}, header)
     with pytest.raises(LatentDataError, match="does not say which are images"):
         list_clips([tmp_path / "latents-000of001-00000.safetensors"])
-    assert list_clips([tmp_path / "latents-000of001-00000.safetensors"], finished=False)
+    assert list_clips([tmp_path / "latents-000of001-00000.safetensors"], noisy_states=True)
 
 
 def ours(folder):
@@ -306,13 +368,13 @@ def ours(folder):
 def test_a_folder_is_read_without_our_other_files(tmp_path):
     ours(tmp_path)
     shard(tmp_path / "a.safetensors", {"x": normal(16, 2, 4, 4)})
-    states(tmp_path / "b.safetensors", (0.9,))
+    earlier_states(tmp_path / "b.safetensors", (0.9,))
     said = []
     assert [r.clip_id for r in list_clips([tmp_path], say=said.append)] == ["x"]
     (text,) = said
     for part in (
-        "1 x embedded prompts", "1 x a PRISM head", "1 x a Shell-LCC manifold", "1 x geometry of a clip",
-        "2 x a checkpoint of a training", "2 x a LoRA or a model", "1 x a .pth file", "1 x noisy states",
+        "1 embedded prompts", "1 PRISM heads", "1 Shell-LCC manifolds", "1 geometry of clips", "2 checkpoints",
+        "2 LoRAs or models", "1 .pth files without a tensor", "1 noisy states of runs",
     ):  # fmt: skip
         assert part in text
     # Given by name, each is an error that names the file.
@@ -339,10 +401,10 @@ def test_foreign_and_damaged_files_in_a_folder_are_errors(tmp_path):
 def test_folders_of_candidates_are_read_without_our_other_files(tmp_path, caplog):
     ours(tmp_path)
     shard(tmp_path / "a.safetensors", {"x": normal(16, 2, 4, 4)})
-    states(tmp_path / "b.safetensors", (0.9,))
+    earlier_states(tmp_path / "b.safetensors", (0.9,))
     (group,) = groups.read([tmp_path])
     assert [c.name.split("/")[1] for c in group.candidates] == ["a"]
-    assert "1 x a PRISM head" in caplog.text
+    assert "1 PRISM heads" in caplog.text
     assert [g.name for g in sides.read({"one": tmp_path, "two": tmp_path}).groups] == ["a"]
 
 
@@ -388,7 +450,7 @@ def test_a_batch_in_a_pt_is_its_clips(tmp_path):
 def test_axes_that_nothing_tells_are_refused_unless_given(tmp_path):
     z = normal(16, 16, 6, 8)
     torch.save(z, tmp_path / "x.pt")
-    with pytest.raises(LatentDataError, match=r"x\.pt: its shape \[16, 16, 6, 8\] .*--pt_axes tchw or cthw"):
+    with pytest.raises(LatentDataError, match=r"x\.pt: of shape \[16, 16, 6, 8\], .*--pt_axes tchw or cthw"):
         read(tmp_path / "x.pt")
     assert torch.equal(read(tmp_path / "x.pt", pt_axes="cthw")[1], z)
     assert torch.equal(read(tmp_path / "x.pt", pt_axes="tchw")[1], z.movedim(1, 0))

@@ -23,7 +23,7 @@ TRIPWIRES = re.compile(
 
 NAMESPACES = [
     "nodes", "kernels", "kernels/files", "kernels/geometry", "kernels/prism", "kernels/rewards", "kernels/shell_lcc",
-    "kernels/tuning",
+    "kernels/tuning", "kernels/video",
 ]  # fmt: skip
 
 

@@ -268,7 +268,7 @@ def test_the_manifest_is_what_the_trainers_read(records, tmp_path):
     assert build(records, out) == 0
     read = tables.read(out / "pairs.jsonl")
     assert [p.outcome for p in read] == [{"overall": 1}] * 3
-    tables.require_files(read, "manifest")
+    assert tables.with_files(read, "manifest", tables.TableNotes()) == read
     found = manifest.read(out / "pairs.jsonl")
     originals = {r.prompt: r for r in preference_records.read(records)}
     assert [(p.prompt, p.winner.resolve(), p.loser.resolve()) for p in found] == [

@@ -172,7 +172,6 @@ def test_prompts_embedded_before_are_used(table, vae_file, tmp_path, capsys):  #
     ("edit", "more", "message"),
     [
         (lambda t: t.replace("path_B", "other"), {}, "no column 'path_B'"),
-        (lambda t: t.replace("2a.mkv", "9a.mkv"), {}, "lists 1 files that do not exist"),
         (lambda t: t, {"dimensions": ("--dimensions", "MQ")}, "in dimension 'MQ' every pair is a tie"),
         (lambda t: t, {"dimensions": ("--dimensions", "TA")}, "no dimension 'TA'"),
         (lambda t: t, {"text": ()}, "--text_encoder or --texts is needed"),
@@ -184,6 +183,19 @@ def test_bad_tables_are_answered_before_anything_is_encoded(table, vae_file, tmp
     assert cache(table, vae_file, tmp_path / "data", **more) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "data").glob("latents-*")) if (tmp_path / "data").exists() else True
+
+
+def test_what_is_left_out_of_a_table_is_said(table, vae_file, tmp_path, capsys):  # noqa: F811
+    table.write_text(table.read_text().replace("2a.mkv", "9a.mkv").replace("cube,B", "cube,N/A"))
+    assert cache(table, vae_file, tmp_path / "data") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:4] == [
+        "cells that are no label A, B or same, left out: line 3, VQ 'N/A'",
+        "rows without any outcome, left out: line 3",
+        f"files that do not exist, whose pairs are left out: {table.parent / 'clips' / '9a.mkv'}",
+        "VQ: 1 decided, 0 ties",
+    ]
+    assert "1 of 1 pairs, 1 prompts" in said[-1]
 
 
 @pytest.mark.parametrize("more", [("--frames", 8), ("--width", 60), ("--fps", 0), ("--shard_clips", 0)])

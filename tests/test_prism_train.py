@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -405,6 +406,22 @@ class TestRefusals:
         assert "5 blocks" in said
 
 
+@pytest.mark.parametrize("pooling", ["query", "mean"])
+def test_autocast_does_not_change_the_head(pooling):
+    """Training under --mixed_precision scores as the file is used: in the head's own precision."""
+    torch.manual_seed(0)
+    head = files.PrismHead(files.HeadConfig(48, 32, 4, 2, (2,), pooling=pooling, time=True))
+    visual, text = torch.randn(2, 9, 48), torch.randn(2, 600, 48)
+    model = SimpleNamespace(patch_embedding=torch.nn.Linear(1, 1))
+    dit = SimpleNamespace(model=model, features=lambda x, sigma, words, taps, bias: ([visual], text[:, : words.shape[1]]))
+    scorer, sigma, words = Scorer(dit, head), torch.tensor([0.3, 0.9]), [torch.randn(3, 4), torch.randn(3, 4)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scorer(torch.zeros(2, 1), sigma, words)
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert torch.equal(found, scorer(torch.zeros(2, 1), sigma, words))
+
+
 def test_processes_share_their_gradients(folder, backbone, tmp_path):
     """Two processes take the step of the mean of their losses, and the first alone writes."""
     out = tmp_path / "two.safetensors"
@@ -415,7 +432,7 @@ def test_processes_share_their_gradients(folder, backbone, tmp_path):
     done = launch("trainers.prism.cli", argv, tmp_path / "said")
     assert done.codes == [0, 0], done.stderr[-3000:]
     assert done.stdout.count("wrote ") == 1
-    assert list((tmp_path / "two.checkpoints" / "logs").glob("events*"))
+    assert list((tmp_path / "two.checkpoints").rglob("events*"))
 
     data = prism_data.load(folder)
     fit, _, _ = held_out_halves(data, 0.4, 0)

@@ -2,11 +2,13 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trainers.running import results_log, shares
+from trainers.running.accelerator import on_any_process
 from trainers.running.device import DistributedContext
 from trainers.running.shares import Share, ShareError
 
@@ -213,3 +215,11 @@ def test_a_shard_says_how_to_finish():
     said = shares.done_text(Share(2, 5), Path("out/s.jsonl"), "3 of 15 clips")
     assert said.startswith("out/s.jsonl: 3 of 15 clips, shard 2 of 5")
     assert "--merge in place of --shard_index" in said
+
+
+@pytest.mark.parametrize(("mine", "others", "expected"), [(True, 0, True), (False, 1, True), (False, 0, False)])
+def test_what_one_process_is_told_all_do(mine, others, expected):
+    """A signal may reach one process only: the sum over processes decides."""
+    accelerator = SimpleNamespace(num_processes=3, device="cpu", reduce=lambda t, reduction: t + others)
+    assert on_any_process(accelerator, mine) is expected
+    assert on_any_process(SimpleNamespace(num_processes=1), mine) is mine

@@ -11,9 +11,9 @@ pytest.importorskip("diffusers")
 from trainers.tuning import backbone
 from trainers.tuning.backbone import ImageCondition, TuningError, velocity
 from trainers.wan import scaled_fp8
-from trainers.wan.dit import DitError
 from trainers.wan.dit_keys import of_text_to_video, to_diffusers, to_original
 from trainers.wan.text_padding import fold_padding
+from trainers.wan.weight_files import WeightFileError
 
 from .comfy.tiny_wan import wan_dit
 from .test_wan_dit import CONFIG
@@ -143,7 +143,7 @@ class TestScaledFp8:
         state = original(model)
         state["blocks.1.ffn.0.weight"] = torch.zeros(64, 128, dtype=torch.uint8)
         save_file(state, tmp_path / "wan.safetensors")
-        with pytest.raises(DitError, match=r"wan.safetensors: blocks.1.ffn.net.0.proj.weight is stored as uint8"):
+        with pytest.raises(WeightFileError, match=r"wan.safetensors: 'blocks.1.ffn.0.weight' is stored as uint8"):
             backbone.load(tmp_path / "wan.safetensors")
 
 
@@ -152,9 +152,9 @@ class TestFolders:
         model.save_pretrained(tmp_path / "a14b" / "transformer")
         other = make(ffn_dim=32)
         other.save_pretrained(tmp_path / "a14b" / "transformer_2")
-        with pytest.raises(DitError, match="a14b: has two experts .*--expert high_noise or low_noise"):
+        with pytest.raises(WeightFileError, match="a14b: has two experts .*--expert high_noise or low_noise"):
             backbone.load(tmp_path / "a14b")
-        with pytest.raises(DitError, match="--expert middle: is unknown"):
+        with pytest.raises(WeightFileError, match="--expert middle: is unknown"):
             backbone.load(tmp_path / "a14b", expert="middle")
         for name, wanted in (("high_noise", model), ("low_noise", other)):
             dit = backbone.load(tmp_path / "a14b", expert=name)
@@ -165,14 +165,14 @@ class TestFolders:
     def test_a_pipeline_with_one_transformer(self, model, tmp_path):
         model.save_pretrained(tmp_path / "small" / "transformer")
         assert backbone.load(tmp_path / "small").name == "small"
-        with pytest.raises(DitError, match="has one transformer"):
+        with pytest.raises(WeightFileError, match="has one transformer"):
             backbone.load(tmp_path / "small", expert="low_noise")
 
     def test_what_is_missing_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="gone"):
             backbone.load(tmp_path / "gone")
         (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet"}))
-        with pytest.raises(DitError, match="a UNet"):
+        with pytest.raises(WeightFileError, match="a UNet"):
             backbone.load(tmp_path)
 
 

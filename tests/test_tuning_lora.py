@@ -18,7 +18,7 @@ from trainers.tuning.backbone import TuningError, velocity
 from trainers.tuning.lora import LoraOptions
 from trainers.tuning.lora_files import LoraFileError
 from trainers.tuning.merge import MergeError, merge
-from trainers.wan.dit import DitError
+from trainers.wan.weight_files import WeightFileError
 
 from .test_tuning_backbone import IMAGE, in_fp8, make, original, relative
 
@@ -444,12 +444,12 @@ class TestMerge:
             with pytest.raises(MergeError, match=f"{message}.*a LoRA of another model"):
                 merge(file, tmp_path / "foreign.safetensors", output)
         path = self.save(tuned, tmp_path)
-        with pytest.raises(DitError, match="has no patch_embedding.weight"):
+        with pytest.raises(WeightFileError, match="has no patch_embedding.weight"):
             merge(path, path, output)
         with pytest.raises(FileNotFoundError, match="gone"):
             merge(tmp_path / "gone", path, output)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(DitError, match=r"no \.safetensors file"):
+        with pytest.raises(WeightFileError, match=r"no \.safetensors file"):
             merge(tmp_path / "empty", path, output)
         assert not output.exists()
 

@@ -11,7 +11,7 @@ from benchmarks.live_bytes import LiveBytes
 from trainers.tuning import backbone, dit_shapes, lora, memory_plan
 from trainers.tuning.backbone import TuningError, velocity
 from trainers.tuning.lora import LoraOptions
-from trainers.wan.dit import DitError
+from trainers.wan.weight_files import WeightFileError
 
 from .test_tuning_backbone import IMAGE, in_fp8, make, original
 
@@ -99,20 +99,20 @@ class TestFromHeaders:
         found = dit_shapes.read_shapes(tmp_path / "a14b", expert="high_noise")
         assert found == dit_shapes.shapes_of(backbone.load(tmp_path / "a14b", expert="high_noise").model)
         assert dit_shapes.read_shapes(tmp_path / "a14b", expert="low_noise").ffn == 32
-        with pytest.raises(DitError, match="two experts"):
+        with pytest.raises(WeightFileError, match="two experts"):
             memory_plan.plan(tmp_path / "a14b", LATENT, options=OPTIONS)
 
     def test_bad_files_are_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="gone"):
             dit_shapes.read_shapes(tmp_path / "gone")
-        with pytest.raises(DitError, match=r"config\.json"):
+        with pytest.raises(WeightFileError, match=r"config\.json"):
             dit_shapes.read_shapes(tmp_path)
         path = tmp_path / "x.safetensors"
         save_file({"a": torch.zeros(1)}, path)
-        with pytest.raises(DitError, match="has no patch_embedding.weight"):
+        with pytest.raises(WeightFileError, match="has no patch_embedding.weight"):
             dit_shapes.read_shapes(path)
         path.write_bytes(b"PK\x03\x04")
-        with pytest.raises(DitError, match="a zip archive"):
+        with pytest.raises(WeightFileError, match="a zip archive"):
             dit_shapes.read_shapes(path)
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("sentencepiece")
 from benchmarks.toy_world import text_encoder as toy_text_encoder
 from benchmarks.toy_world import weights
 from trainers.wan import text_encoder
-from trainers.wan.text_encoder import TextEncoderError
+from trainers.wan.weight_files import WeightFileError
 
 TOY = weights.FOLDER / weights.TEXT
 TEXTS = ("a red ball in a wood room, fast orbit", "", "a  blue \n cube", "words it never saw")
@@ -78,7 +78,7 @@ def test_long_texts_lose_their_tail():
 )
 def test_other_files_are_refused_by_name(tmp_path, more, message):
     path = changed(tmp_path / "other.safetensors", **more)
-    with pytest.raises(TextEncoderError, match=message) as error:
+    with pytest.raises(WeightFileError, match=message) as error:
         text_encoder.load(path)
     assert "other.safetensors" in str(error.value)
 
@@ -87,10 +87,10 @@ def test_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.safetensors"):
         text_encoder.load(tmp_path / "nothing.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"PK junk")
-    with pytest.raises(TextEncoderError, match="zip archive"):
+    with pytest.raises(WeightFileError, match="zip archive"):
         text_encoder.load(tmp_path / "x.safetensors")
-    with pytest.raises(TextEncoderError, match="no tokenizer"):
+    with pytest.raises(WeightFileError, match="no tokenizer"):
         text_encoder.load(tmp_path)
     changed(tmp_path / "nan.safetensors", encoder__final_layer_norm__weight=torch.full((256,), float("nan")))
-    with pytest.raises(TextEncoderError, match="NaN or infinite values for 'a red ball"):
+    with pytest.raises(WeightFileError, match="NaN or infinite values for 'a red ball"):
         text_encoder.load(tmp_path / "nan.safetensors").encode(TEXTS[0])

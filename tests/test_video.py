@@ -1,5 +1,7 @@
 """Reading videos: which frames, in which colours, at which size and way up; and what is refused."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from trainers.kernels.video import tone_mapping
 from trainers.kernels.video.clips import DecodeOptions, SourceReport, VideoError, resample, to_rgb
 from trainers.kernels.video.sizes import BUCKETS, cover_crop, nearest_bucket, nearest_lengths
-from trainers.running.inputs import InputError, expand
+from trainers.running.inputs import InputError, describe, expand
 from trainers.video.read import decode_clips, open_video
 
 from .video_clips import counting, moving, real_clip, set_display_matrix, write_clip
@@ -367,6 +369,22 @@ def test_expand_folders_patterns_and_files(tmp_path):
     assert list(expand([tmp_path], (".mp4",), "videos")) == ["a/1.MP4", "b/2.mp4"]
     assert list(expand([f"{tmp_path}/*/*.mp4", tmp_path / "b" / "2.mp4"], (".mp4",), "videos")) == ["b/2.mp4"]
     assert list(expand([f"{tmp_path}/**/*.txt"], (".mp4",), "videos")) == ["a/notes.txt"]
+
+
+def test_expand_follows_links_once_and_counts_what_it_leaves_out(tmp_path):
+    for name in ("videos/a.mp4", "videos/a.txt", "elsewhere/b.mp4", "elsewhere/b.webp", "elsewhere/1.png", "elsewhere/2.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "videos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "videos")
+    left_out = Counter()
+    assert list(expand([tmp_path / "videos"], (".mp4",), "videos", left_out)) == ["a.mp4", "linked/b.mp4"]
+    assert left_out == {".txt": 1, ".webp": 1, ".png": 2}
+    said = describe(left_out, "videos")
+    assert said == (
+        "left out, no videos by their names: 2 .png, 1 .txt, 1 .webp; a sequence of pictures has to be made a video first"
+    )
+    assert describe(Counter(), "videos") is None
 
 
 def test_expand_says_what_is_missing(tmp_path):

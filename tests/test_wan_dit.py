@@ -11,8 +11,8 @@ pytest.importorskip("diffusers")
 from trainers.kernels.prism.backbone import FINGERPRINT_TENSORS
 from trainers.wan import dit as wan_dit
 from trainers.wan import scaled_fp8
-from trainers.wan.dit import DitError
 from trainers.wan.dit_keys import of_text_to_video
+from trainers.wan.weight_files import WeightFileError
 
 CONFIG = {
     "patch_size": (1, 2, 2), "num_attention_heads": 1, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16,
@@ -88,7 +88,7 @@ def test_a_folder_and_a_file_of_the_same_weights_agree(model, inputs, tmp_path):
 def test_a_folder_of_two_experts_asks_for_one(model, tmp_path):
     for name in ("transformer", "transformer_2"):
         model.save_pretrained(tmp_path / "a14b" / name)
-    with pytest.raises(wan_dit.DitError, match="two experts .*a14b/transformer for high noise"):
+    with pytest.raises(WeightFileError, match="two experts .*a14b/transformer for high noise"):
         wan_dit.load(tmp_path / "a14b")
     assert wan_dit.load(tmp_path / "a14b" / "transformer_2", last_block=0).backbone.architecture
 
@@ -132,34 +132,34 @@ class TestBadFiles:
     def test_what_is_no_wan_transformer_is_named(self, model, tmp_path):
         path = tmp_path / "other.safetensors"
         save_file({"a": torch.zeros(1)}, path)
-        with pytest.raises(DitError, match=r"other.safetensors: has no patch_embedding.weight"):
+        with pytest.raises(WeightFileError, match=r"other.safetensors: has no patch_embedding.weight"):
             wan_dit.load(path)
         path.write_bytes(b"PK\x03\x04 something")
-        with pytest.raises(DitError, match="a zip archive"):
+        with pytest.raises(WeightFileError, match="a zip archive"):
             wan_dit.load(path)
         with pytest.raises(FileNotFoundError, match="gone"):
             wan_dit.load(tmp_path / "gone")
-        with pytest.raises(DitError, match="no readable config.json"):
+        with pytest.raises(WeightFileError, match="no readable config.json"):
             wan_dit.load(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet"}))
-        with pytest.raises(DitError, match="a UNet"):
+        with pytest.raises(WeightFileError, match="a UNet"):
             wan_dit.load(tmp_path)
 
     def test_missing_foreign_and_oddly_sized_weights_are_named(self, model, tmp_path):
         path, state = tmp_path / "wan.safetensors", original(model)
         save_file({k: v for k, v in state.items() if k != "blocks.0.ffn.2.bias"}, path)
-        with pytest.raises(DitError, match=r"missing tensor blocks.0.ffn.net.2.bias"):
+        with pytest.raises(WeightFileError, match=r"missing tensor blocks.0.ffn.net.2.bias"):
             wan_dit.load(path)
         save_file(state | {"vace_blocks.0.x": torch.zeros(1)}, path)
-        with pytest.raises(DitError, match=r"unexpected tensor vace_blocks.0.x"):
+        with pytest.raises(WeightFileError, match=r"unexpected tensor vace_blocks.0.x"):
             wan_dit.load(path)
         save_file({k: v for k, v in state.items() if k != "head.head.weight"}, path)
-        with pytest.raises(DitError, match="not a complete Wan transformer"):
+        with pytest.raises(WeightFileError, match="not a complete Wan transformer"):
             wan_dit.load(path)
 
     def test_a_tap_beyond_the_depth_is_refused(self, model, tmp_path):
         save_file(original(model), tmp_path / "wan.safetensors")
-        with pytest.raises(DitError, match="blocks 0 to 3, so block 11 cannot be tapped"):
+        with pytest.raises(WeightFileError, match="blocks 0 to 3, so block 11 cannot be tapped"):
             wan_dit.load(tmp_path / "wan.safetensors", last_block=11)
 
 

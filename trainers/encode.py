@@ -12,6 +12,7 @@ them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from .kernels.video.sizes import BUCKETS, MULTIPLE, nearest_bucket, nearest_leng
 from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from .running import shares
-from .running.device import DTYPES
+from .running.device import DTYPES, dtype_for
 from .running.identity import copies
-from .running.inputs import InputError, expand
+from .running.inputs import InputError, describe, expand
 from .running.output import require_output_folder
 from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
@@ -88,12 +89,15 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
     """Encodes this process's share of the videos. Returns the exit code."""
     from tqdm import tqdm
 
-    files = expand(args.videos, VIDEO_SUFFIXES, "videos")
+    left_out: Counter = Counter()
+    files = expand(args.videos, VIDEO_SUFFIXES, "videos", left_out)
+    if share.is_main and left_out:
+        print(describe(left_out, "videos"), file=sys.stderr)
     same = copies(files)
     videos = videos_of(share, files, same)
     output = Path(args.output)
     require_output_folder(output)
-    vae_dtype = wan_vae.dtype_for(args.vae_dtype, device)
+    vae_dtype = dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
         "size": args.size or f"{args.width}x{args.height}",

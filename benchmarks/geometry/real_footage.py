@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from trainers.kernels.geometry import tracks
 from trainers.kernels.geometry.record import UNDETERMINED
+from trainers.kernels.video.clips import SourceReport
 from trainers.video.frames import read_frames
-from trainers.video.read import SourceReport
 
 from . import published, room
 

@@ -3,8 +3,8 @@
     python -m benchmarks.toy_world.dpo_candidates --output_dir outputs/toy_world/dpo/candidates --captions 400 --part 0 2
 
 Each record has the clips of one caption with the scores oracle.<dimension> (the judge's, from decoded pictures), prism (the
-toy world's head), flow_residual and prompt_gap, so that `python -m trainers.dpo cache --by NAME` makes pairs by any of them.
-Captions that have a record are not sampled again; --part I N gives one of N processes its share.
+toy world's head), flow_residual, prompt_gap and random, so that `python -m trainers.dpo cache --by NAME` makes pairs by any
+of them. Captions that have a record are not sampled again; --part I N gives one of N processes its share.
 """
 
 from pathlib import Path
@@ -39,7 +39,13 @@ def scored(world, j: judge.Judge, heads: candidates.Heads, index: int, count: in
     for name, reward in (("flow_residual", FlowResidual(seed=index)), ("prompt_gap", PromptGap(seed=index))):
         found[name] = reward.scores(reward.measure(LatentView(network, z)))
     found["prism"] = candidates.finished(heads, z, caption, index)["query"]
+    found["random"] = random_scores(index, count)
     return caption, z, {k: v.tolist() for k, v in found.items()}
+
+
+def random_scores(index: int, count: int) -> torch.Tensor:
+    """Scores [count] that say nothing: the control of what training on any pairs does."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(index))
 
 
 def write(folder: Path, caption, index: int, z, scores: dict) -> None:

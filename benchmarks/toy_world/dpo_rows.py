@@ -31,12 +31,12 @@ from .dpo_candidates import COUNT
 from .dpo_candidates import FIRST as FIRST_CANDIDATE
 from .dpo_candidates import SPLIT as CANDIDATE_SPLIT
 
-SPLIT, FIRST, SEEDS = "unseen", 60_000, 2
+SPLIT, SEEDS = "unseen", 2
 RANK = 16
 TRAIN = [
     "--rank", RANK, "--lora_alpha", RANK, "--train_batch_size", 8, "--gradient_accumulation_steps", 1, "--shift",
     pipeline.SHIFT, "--base_dtype", "fp32", "--save_dtype", "fp32", "--no-gradient_checkpointing", "--lr_warmup_steps", 20,
-    "--checkpointing_steps", 100, "--learning_rate", 3e-4, "--held_out", 0.1,
+    "--checkpointing_steps", 100, "--held_out", 0.1,
 ]  # fmt: skip
 PUBLISHED = ["--beta", 1, "--winner_anchor", 0, "--max_winner_rise", 0]
 # Arm -> (the score that labels the pairs, least margin of a pair, flags). Margins of rewards are in their own units.
@@ -45,6 +45,7 @@ ARMS = {
     "sft on winners": ("oracle.overall", 0.08, ["--loss", "sft"]),
     "published": ("oracle.overall", 0.08, [*PUBLISHED, "--static_penalty", 0]),
     "published, static penalty": ("oracle.overall", 0.08, [*PUBLISHED, "--static_penalty", 0.1]),
+    "dpo by chance": ("random", 0.0, []),
     "dpo by prism": ("prism", 0.0, []),
     "dpo by flow residual": ("flow_residual", 0.0, []),
 }
@@ -67,6 +68,10 @@ def run_dpo(arguments: list) -> None:
         raise SystemExit(f"trainers.dpo {' '.join(map(str, arguments))} failed")
 
 
+def path_of(arm: str, args) -> Path:
+    return args.output_dir / f"{arm.replace(' ', '-').replace(',', '')}.safetensors"
+
+
 def train(arm: str, args) -> Path | None:
     """Trains an arm unless its file exists. Returns the LoRA, None where the run ended without a healthy step."""
     by, margin, flags = ARMS[arm]
@@ -76,12 +81,13 @@ def train(arm: str, args) -> Path | None:
             ["cache", "--pairs", *args.candidates, "--by", by, "--pairs_per_group", PAIRS_PER_GROUP, "--min_margin", margin,
              "--embeddings", args.output_dir / "texts.safetensors", "--latent_dtype", "float32", "--output", data]
         )  # fmt: skip
-    output = args.output_dir / f"{arm.replace(' ', '-').replace(',', '')}.safetensors"
+    output = path_of(arm, args)
     work = output.with_suffix(".checkpoints")
     if not output.exists() and not (work / "report.json").exists():
         run_dpo(
             ["train", "--data", data, "--backbone", args.weights / weights.DIT, "--output", output, *TRAIN,
-             "--max_train_steps", args.steps, "--resume_from_checkpoint", "latest", *flags]
+             "--learning_rate", args.learning_rate, "--max_train_steps", args.steps,
+             "--resume_from_checkpoint", "latest", *flags]
         )  # fmt: skip
     return output if output.exists() else None
 
@@ -126,7 +132,7 @@ def evaluate(arm: str, file: Path | None, args) -> dict[str, list[float]]:
         lora_files.attach(dit, lora_files.load(file))
         world = pipeline.ToyWorld(dit, base.vae, base.text)
     rows: dict[str, list[float]] = {}
-    for index in range(FIRST, FIRST + args.prompts):
+    for index in range(args.first_prompt, args.first_prompt + args.prompts):
         found = judged(world, j, heads, index)
         z = found.pop("z")
         found |= second_rewards(base, candidates.caption_of(base, SPLIT, index), z, index)
@@ -140,6 +146,28 @@ def row_of(found: dict[str, list[float]], base: dict[str, list[float]]) -> dict[
     """{score: paired change against the base}; "motion": ratio of the change between frames."""
     rows = {k: statistics.difference(torch.tensor(found[k]), torch.tensor(base[k])) for k in (*SHOWN, *SECOND, "accuracy")}
     return rows | {"motion": statistics.ratio(torch.tensor(found["motion"]), torch.tensor(base["motion"]))}
+
+
+def training_of(arm: str, args) -> dict:
+    """What the trainer measured on held-out pairs: {"accuracy": Markdown with its interval, "winner", "loser": changes of the
+    errors in per cent of the base's, "stopped": reason or None}."""
+    found = json.loads((path_of(arm, args).with_suffix(".checkpoints") / "report.json").read_text())
+    held = found["held_out"]
+    accuracy = held["accuracy"]
+    return {
+        "accuracy": f"{accuracy['mean']:.2f} [{accuracy['low']:.2f}, {accuracy['high']:.2f}]",
+        "winner": 100 * held["winner_relative"], "loser": 100 * held["loser_relative"],
+        "stopped": found["outcome"]["stopped"],
+    }  # fmt: skip
+
+
+def training_table(arms: list[str], args) -> str:
+    """Markdown: implicit accuracy and errors of every arm on the pairs of held-out training captions."""
+    lines = ["| arm | implicit accuracy | winners' error, % | losers' error, % | stopped |", "|---|---|---|---|---|"]
+    for arm in arms:
+        t = training_of(arm, args)
+        lines.append(f"| {arm} | {t['accuracy']} | {t['winner']:+.1f} | {t['loser']:+.1f} | {t['stopped'] or ''} |")
+    return "\n".join(lines)
 
 
 def report(arms: dict[str, dict], base: dict[str, list[float]], args) -> str:
@@ -168,6 +196,8 @@ def main(argv=None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--captions", type=int, default=400, help="of dpo_candidates")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--first_prompt", type=int, default=62_000, help="index of the first held-out prompt")
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts that are judged, two seeds each")
     parser.add_argument("--train_only", action="store_true")
     args = parser.parse_args(argv)
@@ -181,11 +211,14 @@ def main(argv=None) -> None:
         return
     base = evaluate("base", None, args)
     arms = {arm: evaluate(arm, file, args) for arm, file in files.items() if file is not None}
-    text = report(arms, base, args)
+    trained = [arm for arm in args.arms if files[arm] is not None]
+    text = report(arms, base, args) + "\n\nOn pairs of held-out training captions:\n\n" + training_table(trained, args)
     print(text)
     facts = {
-        "prompts": args.prompts, "seeds": SEEDS, "steps": args.steps, "captions": args.captions, "candidates": COUNT,
+        "prompts": args.prompts, "first_prompt": args.first_prompt, "seeds": SEEDS, "steps": args.steps,
+        "learning_rate": args.learning_rate, "captions": args.captions, "candidates": COUNT,
         "failed": [arm for arm, file in files.items() if file is None], "base": base, "arms": arms,
+        "training": {arm: training_of(arm, args) for arm in trained},
     }  # fmt: skip
     write_atomic(args.output_dir / "dpo.json", lambda partial: Path(partial).write_text(json.dumps(facts)))
     write_atomic(args.output_dir / "dpo.md", lambda partial: Path(partial).write_text(text + "\n"))

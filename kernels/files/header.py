@@ -36,8 +36,11 @@ KINDS = {
 }
 # Safetensors files of this pack with another header: geometry of a clip; checkpoints, whose format begins with FORMAT; LoRAs
 # and models, which have an entry that begins with FORMAT; best-<step>.safetensors of `trainers.shell_reward`, once without.
-GEOMETRY = "geometry of a clip"
-CHECKPOINT, MODEL = "a checkpoint of a training", "a LoRA or a model"
+OTHERS = {
+    "texts": "embedded prompts", "prism_head": "PRISM heads", "shell_lcc": "Shell-LCC manifolds",
+    "geometry": "geometry of clips",
+}  # fmt: skip
+CHECKPOINT, MODEL = "checkpoints", "LoRAs or models"
 BEST = re.compile(r"best-\d+\.safetensors")
 
 
@@ -107,7 +110,7 @@ def read(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
 
 
 def other_kind(path: str | Path) -> str | None:
-    """What a safetensors file of this pack holds if that is not latents, such as "a PRISM head", from its header.
+    """What a safetensors file of this pack holds if that is not latents, such as "PRISM heads", from its header.
 
     None for latents, and for files of other programs and damaged ones, which a reader of latents refuses itself.
     """
@@ -118,8 +121,7 @@ def other_kind(path: str | Path) -> str | None:
         return None
     stated, kind = metadata.get("format", ""), metadata.get("kind")
     if stated == FORMAT:
-        known = {name: what for name, (what, _) in KINDS.items()} | {"geometry": GEOMETRY}
-        return None if kind in ("latents", None) else known.get(kind, f"a file of kind '{kind}'")
+        return None if kind in ("latents", None) else OTHERS.get(kind, f"files of kind '{kind}'")
     if stated.startswith(f"{FORMAT}_") or (not metadata and BEST.fullmatch(Path(path).name)):
         return CHECKPOINT
     return MODEL if any(key.startswith(f"{FORMAT}.") for key in metadata) else None
@@ -150,9 +152,16 @@ def write_unused(names: Iterable[Path], tensors: Mapping[str, Tensor], header: H
 
 
 def describe_foreign(path: str | Path) -> str:
-    """A short description of a file that is not safetensors, from its first bytes."""
+    """A short description of a file that is not safetensors, or not a whole one, from its first bytes."""
     with open(path, "rb") as f:
-        head = f.read(16)
+        head = f.read(64)
+        size = f.seek(0, 2)
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, whose file was not downloaded (git lfs pull)"
+    if head[:4] == b"GGUF":
+        return "a GGUF file, whose quantisation is not read here"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page that was saved under this name"
     if head[:2] == b"PK":
         return "a zip archive, perhaps a PyTorch .pth or .pt checkpoint"
     if head[:1] == b"\x80":
@@ -161,6 +170,9 @@ def describe_foreign(path: str | Path) -> str:
         return "a video file"
     if not head:
         return "an empty file"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and size > 8:
+        return f"a safetensors file that is cut short, or damaged ({size} bytes; its header alone has {length})"
     return "not a safetensors file, or a truncated one"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..kernels.files import lines
 from ..latents.read import LATENT_SUFFIXES, clip_files
 from ..preferences.groups import PROMPT, Candidate, Group
 from ..video.read import VIDEO_SUFFIXES
@@ -97,10 +98,7 @@ def _prompt_of(name: str, folder: Path, known: dict[Path, str | None]) -> str | 
 
 
 def _text(path: Path) -> str:
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as e:
-        raise SideError(f"{path}: not a text file in UTF-8 ({e.reason}); expected a prompt") from e
+    text = " ".join(lines.read_text(path).split())
     if not text:
         raise SideError(f"{path}: is empty; expected the prompt of a clip")
     return text
@@ -110,22 +108,13 @@ def _of_jsonl(path: Path) -> dict[str, SideClip]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of clips")
     found: dict[str, SideClip] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    for number, line in lines.numbered(lines.read_text(path)):
         name, clip = _row(line, f"{path}, line {number}", path.parent)
         if found.setdefault(name, clip) is not clip:
             raise SideError(f"{path}, line {number}: the clip '{name}' comes twice; name each file once")
     if not found:
         raise SideError(f'{path}: has no line; expected {{"file", "prompt", "seed"}} for each clip')
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as e:
-        raise SideError(f"{path}: not a text file in UTF-8 ({e.reason})") from e
 
 
 def _row(line: str, where: str, folder: Path) -> tuple[str, SideClip]:

@@ -23,7 +23,7 @@ from ..preferences.clips import BAD_CLIP, ClipOptions, ClipReader
 from ..preferences.groups import Candidate
 from ..running import results_log
 from ..running.checkpoint import tensor_digest
-from ..running.device import DTYPES, pick_device
+from ..running.device import DTYPES, dtype_for, pick_device
 from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
@@ -117,7 +117,7 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
     if videos or args.image_to_video:
         settings |= {
             "size": args.size, "fps": args.fps, "frames": args.frames, "tiling": args.tiling, "vae": reader.vae.digest,
-            "vae_dtype": wan_vae.dtype_for(args.vae_dtype, pick_device(args.device)),
+            "vae_dtype": dtype_for(args.vae_dtype, pick_device(args.device)),
         }  # fmt: skip
     store = _Store(args.output, settings, reader, args.shard_clips, provenance(args.argv, "trainers.dpo"))
     rows, rejected, seen = [], [], set()

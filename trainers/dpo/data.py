@@ -72,7 +72,7 @@ def load(folder: str | Path) -> PairData:
     shards = sorted(folder.glob("latents-*.safetensors"))
     if not shards:
         raise DpoDataError(f"{folder}: no latents-*.safetensors in it; run `python -m trainers.dpo cache` again")
-    refs = list_clips(shards, finished=False)
+    refs = list_clips(shards, noisy_states=True)
     clips = {ref.clip_id: ref for ref in refs}
     rows = [_row(r, folder / PREFERENCES, n) for n, r in enumerate(results_log.read(folder / PREFERENCES), 1)]
     if not rows:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..preferences import manifest
+from ..running import accelerator as accelerators
 from ..running import results_log
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
@@ -67,7 +68,7 @@ def _train(args, context) -> int:
     dit = backbone.load(args.backbone, shared.dtype_of(args), context.device, args.expert)
     evaluate.require_fit(data, dit, args.data)
     parameters = run_setup.parameters_of(args, dit)
-    accelerator = run_setup.accelerator_of(args, context, work)
+    accelerator = accelerators.accelerator_of(args, context, work)
     network = _network(args, dit, parameters, accelerator, context.device)
     first = int(dit.image_to_video if args.mask_first_frame is None else args.mask_first_frame)
     count = args.train_batch_size * args.gradient_accumulation_steps * context.world_size
@@ -86,7 +87,7 @@ def _train(args, context) -> int:
     described = described_of(args, fit, draws, dit, first)
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
     validator = _validator(args, work, data, dit, fit, held_out, accelerator)
-    run_setup.start_loggers(accelerator, args, "dpo")
+    accelerators.start_loggers(accelerator, args, "dpo")
     held_rows: list[dict] = []
     clips: list[dict] = []
 
@@ -129,11 +130,11 @@ def _train(args, context) -> int:
             bar.reach(step, shown)
             with results_log.Log(work / LOG) as log:
                 log.add({"step": step} | results_log.plain(figures))
-            run_setup.log(accelerator, args, step, figures)
+            accelerators.log(accelerator, args, step, figures)
 
         outcome = loop.train(accelerator, parameters, objective, settings, described, keep, stepped, started)
     found = held_out_figures()
-    run_setup.finish_loggers(accelerator, args)
+    accelerators.finish_loggers(accelerator, args)
     if not context.is_main:
         return 0
     record = _record(args, fit, held_out, draws, levels, outcome, found)

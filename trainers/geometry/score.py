@@ -14,6 +14,7 @@ which write scores-IIIII-of-NNNNN.jsonl. When all have, the same command with --
 """
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,7 +25,7 @@ from ..kernels.geometry.record import UNDETERMINED
 from ..kernels.video.sizes import BUCKETS
 from ..running import results_log, shares
 from ..running.identity import digest_of
-from ..running.inputs import expand
+from ..running.inputs import describe, expand
 from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers import depth_files
@@ -58,7 +59,8 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     settings = settings_of(args)
     require_output_folder(args.output)
-    clips = expand(args.videos, VIDEO_SUFFIXES, "videos")
+    left_out: Counter = Counter()
+    clips = expand(args.videos, VIDEO_SUFFIXES, "videos", left_out)
     tasks = {name: Task(name, path, settings, _geometry(args.geometry, name)) for name, path in clips.items()}
     if args.geometry is not None and not any(t.geometry for t in tasks.values()):
         raise ScoringError(
@@ -67,6 +69,8 @@ def run(args) -> int:
         )
     # The scorers compute on the CPU, on whatever machine.
     share, _ = shares.begin(args, "cpu")
+    if share.is_main and left_out:
+        print(describe(left_out, "videos"), file=sys.stderr)
     with share:
         return _run(args, tasks, settings.described(), share)
 

@@ -37,9 +37,9 @@ AUTO, TIME_FIRST, CHANNELS_FIRST = "auto", "tchw", "cthw"
 PT_AXES = (AUTO, TIME_FIRST, CHANNELS_FIRST)
 # Nats. Noise without a clip reaches 2.5, and no clip or crop was told wrong by more than 0.6; clips have 3.4 to 14.
 LEAST_EVIDENCE = 3.0
-NO_TENSOR = "a .pth file without a tensor of latents"
+NO_TENSOR = ".pth files without a tensor of latents"
 DESCRIPTIONS = {
-    STATE: "noisy states of sampling runs",
+    STATE: "noisy states of runs",
     IMAGE: "images of image-to-video pairs",
     UNKNOWN: "latents of `trainers.dpo cache --image_to_video` of an earlier version, which does not say which are images",
 }
@@ -68,15 +68,14 @@ class ClipRef:
 def list_clips(
     paths: Iterable[str | Path],
     space: LatentSpace | None = None,
-    *,
-    finished: bool = True,
+    noisy_states: bool = False,
     say: Callable[[str], object] = logging.warning,
 ) -> list[ClipRef]:
     """Every clip in `paths`, in an order that depends on names only; no latents are read.
 
     space: that of .latent and .pt files, and the one that shards must have; None: shards have any, .latent files wan21 or
-    wan22 by the channel count, .pt files wan21. finished: leave out what is no finished clip; training data of sampling runs
-    is read with False. say: called once with a sentence on what was left out, if anything was. Raises InputError,
+    wan22 by the channel count, .pt files wan21. noisy_states: whether these, and images of image-to-video pairs, are listed as
+    well, as training data is read. say: called once with a sentence on what was left out, if anything was. Raises InputError,
     LatentDataError, FormatError or LatentSpaceError, each naming the file; LatentSpaceError also for mixed latent spaces.
     """
     paths = list(paths)
@@ -92,7 +91,7 @@ def list_clips(
         if path.resolve() not in named and (other := _other_kind(path)):
             left_out[other] += 1
         elif suffix == ".safetensors":
-            refs += _list_shard(path, space, finished, left_out, path.resolve() in named)
+            refs += _list_shard(path, space, noisy_states, left_out, path.resolve() in named)
         else:
             refs += (_list_latent if suffix == ".latent" else _list_pt)(path, name, space)
     if left_out:
@@ -104,7 +103,7 @@ def list_clips(
 
 
 def left_out_kind(path: Path) -> str | None:
-    """What a file in a folder of clips holds, such as "a PRISM head", if it is one that readers of finished clips leave out.
+    """What a file in a folder of clips holds, such as "PRISM heads", if it is one that readers of finished clips leave out.
 
     None for clips, and for foreign and damaged files, which cannot be read and are named by who tries. Only a header is read.
     """
@@ -131,7 +130,7 @@ def clip_files(files: Iterable[Path], say: Callable[[str], object] = logging.war
 
 def left_out_text(counts: Counter[str]) -> str:
     """A sentence on what a reader has left out. counts: by what it is, see `left_out_kind`."""
-    return "left out, as no finished clips: " + ", ".join(f"{n} x {what}" for what, n in sorted(counts.items()))
+    return "left out, no clips: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
 def shape_of(ref: ClipRef) -> tuple[int, ...]:
@@ -202,7 +201,7 @@ def _other_kind(path: Path) -> str | None:
 
 
 def _list_shard(
-    path: Path, space: LatentSpace | None, finished: bool, left_out: Counter[str], named: bool
+    path: Path, space: LatentSpace | None, noisy_states: bool, left_out: Counter[str], named: bool
 ) -> list[ClipRef]:
     header = read_header(path, "latents")
     if header.config.get("state") != NORMALISED:
@@ -213,14 +212,14 @@ def _list_shard(
     with _open(path) as f:
         keys = sorted(f.keys())
     refs = [ClipRef(key, path, header.latent_space, key, entries.get(key)) for key in keys]
-    if not finished:
+    if noisy_states:
         return refs
     what = {ref.clip_id: latents_file.holds(ref.entry, header.provenance) for ref in refs}
     others = Counter(DESCRIPTIONS.get(w, f"latents of the unknown kind '{w}'") for w in what.values() if w != CLIP)
     if others and len(refs) == others.total() and named:
-        described = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
         raise LatentDataError(
-            f"{path}: holds {described} and no finished clip; give finished latents, such as those of `trainers.encode`"
+            f"{path}: holds {', '.join(sorted(others))}, {others.total()} in all, and no finished clip; give finished ones, "
+            "such as those of `python -m trainers.encode`"
         )
     left_out.update(others)
     return [ref for ref in refs if what[ref.clip_id] == CLIP]
@@ -301,8 +300,8 @@ def _channel_axis(z: Tensor, path: Path, shape: list[int]) -> int:
     evidence = latent_space.channel_axis_evidence(z, 0, 1)
     if abs(evidence) < LEAST_EVIDENCE:
         raise LatentDataError(
-            f"{path}: its shape {shape} is that of [T, C, h, w] and of [C, T, h, w], and its statistics do not tell which it "
-            f"is; give --pt_axes {TIME_FIRST} or {CHANNELS_FIRST}"
+            f"{path}: of shape {shape}, which is that of [T, C, h, w] and of [C, T, h, w], and neither size nor content tells "
+            f"which it is; give --pt_axes {TIME_FIRST} or {CHANNELS_FIRST}"
         )
     return 0 if evidence > 0 else 1
 

@@ -12,7 +12,7 @@ from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError
 from ..kernels.video.sizes import nearest_bucket
 from ..latents.read import AUTO, ClipRef, LatentDataError, list_clips, read_clip
-from ..running.device import DTYPES, pick_device
+from ..running.device import DTYPES, dtype_for, pick_device
 from ..running.identity import weights_identity
 from ..video.read import decode_clips
 from ..wan import vae as wan_vae
@@ -49,7 +49,7 @@ class ClipReader:
     def vae(self) -> WanVae:
         """Raises VaeError or FileNotFoundError."""
         device = pick_device(self.options.device)
-        dtype = DTYPES[wan_vae.dtype_for(self.options.vae_dtype, device)]
+        dtype = DTYPES[dtype_for(self.options.vae_dtype, device)]
         return wan_vae.load(self.options.vae, dtype, device, self.options.tiling)
 
     def prepare(self, candidate: Candidate) -> None:

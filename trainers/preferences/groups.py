@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..kernels.files import preference_records
+from ..kernels.files import lines, preference_records
 from ..kernels.geometry.record import GeometryRecord
 from ..latents.read import LATENT_SUFFIXES, clip_files
 from ..video.read import VIDEO_SUFFIXES
@@ -67,14 +67,12 @@ def read(paths: Iterable[str | Path]) -> list[Group]:
 
 
 def prompt_of(folder: Path) -> str:
-    """The text of a folder's prompt.txt, otherwise the folder's name. Raises GroupError for an empty or non-UTF-8 file."""
+    """The text of a folder's prompt.txt, otherwise the folder's name. Raises GroupError for an empty file, TextError for one
+    that is no text."""
     path = folder / PROMPT
     if not path.is_file():
         return folder.resolve().name
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as e:
-        raise GroupError(f"{path}: not a text file in UTF-8 ({e.reason})") from e
+    text = " ".join(lines.read_text(path).split())
     if not text:
         raise GroupError(f"{path}: is empty; expected the prompt of the clips in this folder")
     return text

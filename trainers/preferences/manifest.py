@@ -40,7 +40,8 @@ def read(path: str | Path, root: str | Path | None = None, dimension: str | None
     dimension: by which one is the winner; None: "overall" where there is such a one, else the only one. Raises PairsError,
     RecordError or FileNotFoundError.
     """
-    pairs = tables.read(path, root)
+    # Columns of a .csv are not guessed: one with a name of its own counts if it is asked for.
+    pairs = tables.read(path, root, None if dimension is None else [dimension])
     known = sorted({d for p in pairs for d in p.outcome})
     if dimension is None:
         dimension = OVERALL if OVERALL in known else known[0]
@@ -84,7 +85,7 @@ def require_no_foreign(folder: Path) -> None:
             )
     for path in sorted(folder.glob("latents-*.safetensors")):
         # `collect` writes latents before there are comparisons.
-        if any("run" in (ref.entry or {}) for ref in list_clips([path], finished=False)):
+        if any("run" in (ref.entry or {}) for ref in list_clips([path], noisy_states=True)):
             raise PairsError(
                 f"{path}: latents of runs, written by `python -m trainers.prism`; give another --output to "
                 "`python -m trainers.pairs build`"

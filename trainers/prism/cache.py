@@ -23,7 +23,7 @@ from ..latents.encode_videos import VideoOutcome, copied_from, encode_video, sum
 from ..latents.read import LATENT_SUFFIXES, LatentDataError, list_clips, read_clip
 from ..preferences import tables
 from ..preferences.tables import Pair, PairsError
-from ..running.device import DTYPES, pick_device
+from ..running.device import DTYPES, dtype_for, pick_device
 from ..running.identity import content_digest
 from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
@@ -36,7 +36,10 @@ def add_arguments(parser) -> None:
     what = parser.add_argument_group("files")
     what.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="a .csv or .jsonl, or a folder of records")
     what.add_argument("--root", type=Path, metavar="DIR", help="folder of the table's relative paths (default: its own)")
-    what.add_argument("--dimensions", nargs="+", metavar="NAME", help="dimensions of the table to use (default: all)")
+    what.add_argument(
+        "--dimensions", nargs="+", metavar="NAME",
+        help="dimensions of the table to use (default: of a .csv those with a name of VideoAlign or VideoFeedback, else all)",
+    )  # fmt: skip
     what.add_argument("--vae", metavar="FILE_OR_DIR", help="wan_2.1_vae.safetensors, or a diffusers folder; for videos")
     add_encoder(what, required=False)
     what.add_argument("--texts", metavar="FILE", help="instead of --text_encoder: prompts embedded by `embed`")
@@ -61,8 +64,10 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     _check(args)
     require_output_folder(args.output)
-    pairs = tables.read(args.pairs, args.root, args.dimensions)
-    tables.require_files(pairs, str(args.pairs))
+    notes = tables.TableNotes()
+    pairs = tables.read(args.pairs, args.root, args.dimensions, notes)
+    pairs = tables.with_files(pairs, str(args.pairs), notes)
+    print(*notes.text(), *tables.counts(pairs), sep="\n")
     tables.require_classes(pairs, str(args.pairs))
     require_no_manifest(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -75,8 +80,7 @@ def run(args) -> int:
     prompts = {text_id(p.prompt): p.prompt for p in pairs}
     texts = _texts(prompts, args)
     space, outcomes, runs = _encode(clips, args)
-    notes = provenance(args.argv, "trainers.prism")
-    write_embeddings(args.output / TEXTS, texts, space, notes, prompts)
+    write_embeddings(args.output / TEXTS, texts, space, provenance(args.argv, "trainers.prism"), prompts)
     rows = [_row(p, base) for p in pairs]
     usable = {name for name, o in outcomes.items() if o.status not in ("damaged", "skipped")}
     readable = [r for r in rows if r.a in usable and r.b in usable]
@@ -140,7 +144,7 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
     vae = None
     if videos:
         device = pick_device(args.device)
-        name = wan_vae.dtype_for(args.vae_dtype, device)
+        name = dtype_for(args.vae_dtype, device)
         vae = wan_vae.load(args.vae, DTYPES[name], device, args.tiling)
         settings |= {"vae_dtype": name, "tiling": args.tiling, "vae": vae.digest}
     space = vae.space if vae else list_clips([next(iter(clips.values()))[0]])[0].space

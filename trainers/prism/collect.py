@@ -26,7 +26,7 @@ from ..kernels.files.latents import write_unused_latents
 from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
 from ..running import shares
-from ..running.device import DTYPES
+from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for
 from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers.latent_view import ConditionalNetwork, LatentView
@@ -63,7 +63,7 @@ def add_arguments(parser) -> None:
     )  # fmt: skip
     parser.add_argument("--records", type=Path, metavar="DIR", help="also write the finished clips as preference records")
     parser.add_argument("--batch", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--backbone_dtype", choices=("auto", *DTYPES), default="auto", help=BACKBONE_DTYPE)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     shares.add_arguments(parser)
     parser.add_argument("--part", type=_part, metavar="I/N", help="the same as --shard_index I-1 --shard_count N")
@@ -104,7 +104,7 @@ def _sample(
     """Writes the runs of these prompts, one file a prompt; files that are there are kept. named: {key: text of the prompt}."""
     if not prompts:
         return
-    dit = wan_dit.load(args.backbone, None, DTYPES[args.backbone_dtype], device)
+    dit = wan_dit.load(args.backbone, None, DTYPES[dtype_for(args.backbone_dtype, device)], device)
     sigmas = wan_sampling.sigmas(args.steps, args.shift).tolist()
     kept = steps_of(sigmas, args.sigmas)
     width = next(iter(texts.values())).shape[1]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..kernels import held_out
 from ..kernels.files import header as file_header
+from ..kernels.files import lines
 from ..kernels.files.atomic import write_atomic
 from ..kernels.latent_space import LatentSpace
 from ..latents.read import ClipRef, list_clips, read_clip, related, shape_of
@@ -104,7 +105,7 @@ def load(folder: str | Path) -> PreferenceData:
     if not shards:
         raise PrismDataError(f"{folder}: no latents-*.safetensors in it")
     runs: dict[str, dict[float | None, ClipRef]] = defaultdict(dict)
-    for ref in list_clips(shards, finished=False):
+    for ref in list_clips(shards, noisy_states=True):
         entry = _entry_of(ref)
         runs[entry["run"]][entry.get("sigma")] = ref
     rows = _read_rows(path)
@@ -121,7 +122,7 @@ def load(folder: str | Path) -> PreferenceData:
 def runs_of(folder: str | Path) -> dict[str, list[str]]:
     """{prompt: its runs, sorted} of a folder's shards; pairs need not exist yet. Raises PrismDataError or InputError."""
     found = defaultdict(set)
-    for ref in list_clips(sorted(Path(folder).glob("latents-*.safetensors")) or [folder], finished=False):
+    for ref in list_clips(sorted(Path(folder).glob("latents-*.safetensors")) or [folder], noisy_states=True):
         entry = _entry_of(ref)
         found[entry["prompt"]].add(entry["run"])
     return {prompt: sorted(runs) for prompt, runs in sorted(found.items())}
@@ -297,14 +298,14 @@ def _sigma_for(
 
 def _read_rows(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in lines.numbered(lines.read_text(path)):
         try:
             values = json.loads(line)
             outcome = {k: int(v) for k, v in values["outcome"].items()}
             if not set(outcome.values()) <= {-1, 0, 1}:
                 raise ValueError(f"outcomes must be 1, 0 or -1, found {outcome}")
             rows.append(Row(values["prompt"], values["a"], values["b"], outcome))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
             raise PrismDataError(f"{path}, line {number}: {type(e).__name__} {e}") from e
     if not rows:
         raise PrismDataError(f"{path}: contains no pair")

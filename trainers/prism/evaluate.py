@@ -6,7 +6,7 @@ from pathlib import Path
 from ..kernels.files.atomic import write_atomic
 from ..kernels.prism import files
 from ..kernels.prism.backbone import BackboneError
-from ..running.device import DTYPES, pick_device
+from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, pick_device
 from ..running.output import require_output
 from ..scorers.prism_network import Scorer
 from ..wan import dit as wan_dit
@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--other_weights", action="store_true", help="allow a backbone with other weights than in training")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here")
     parser.add_argument("--batch", type=int, default=8, help="clips at a time (default 8)")
-    parser.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--backbone_dtype", choices=("auto", *DTYPES), default="auto", help=BACKBONE_DTYPE)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -40,7 +40,8 @@ def run(args) -> int:
     unknown = [d for d in data.dimensions if d not in loaded.head.config.dimensions]
     if unknown:
         raise ValueError(f"{args.head} scores {', '.join(loaded.head.config.dimensions)}; the data compares '{unknown[0]}'")
-    dit = wan_dit.load(args.backbone, max(loaded.head.config.taps), DTYPES[args.backbone_dtype], device)
+    dtype = DTYPES[dtype_for(args.backbone_dtype, device)]
+    dit = wan_dit.load(args.backbone, max(loaded.head.config.taps), dtype, device)
     loaded.backbone.require_architecture(dit.backbone, loaded.name)
     if not loaded.backbone.same_weights(dit.backbone) and not args.other_weights:
         raise BackboneError(f"{args.backbone}: other weights than {args.head} was trained on; --other_weights allows them")

@@ -4,10 +4,12 @@ The scores are JSON Lines: {"run": name, "scores": {dimension: number}}, higher 
 """
 
 import json
+import math
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
+from ..kernels.files import lines
 from ..running.output import require_output_folder
 from . import data as prism_data
 from .data import PrismDataError, Row
@@ -41,16 +43,16 @@ def run(args) -> int:
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
     """{run: {dimension: score}} of a JSON Lines file. Raises PrismDataError naming the line, or OSError."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in lines.numbered(lines.read_text(path)):
         try:
             row = json.loads(line)
             scores = {k: float(v) for k, v in row["scores"].items()}
-            if any(v != v for v in scores.values()):
-                raise ValueError("a score is NaN")
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError("a score is NaN or infinite")
+            if row["run"] in found:
+                raise ValueError(f"the run '{row['run']}' has scores in an earlier line")
             found[row["run"]] = scores
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             wanted = '{"run", "scores": {dimension: number}}'
             raise PrismDataError(f"{path}, line {number}: {type(e).__name__} {e}; expected {wanted}") from e
     return found

@@ -11,8 +11,9 @@ import torch
 from ..kernels.prism import files
 from ..kernels.prism.head import POOLINGS, HeadConfig, PrismHead
 from ..kernels.prism.preference_loss import ETA
+from ..running import accelerator as accelerators
 from ..running import checkpoint
-from ..running.device import DTYPES, init_distributed
+from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, init_distributed
 from ..running.loop import CheckpointOptions
 from ..running.output import provenance, require_output, require_output_folder
 from ..running.progress import Bar
@@ -61,7 +62,7 @@ def add_arguments(parser) -> None:
     how.add_argument(
         "--token_dropout", type=float, default=0.0, help="share of visual tokens withheld: helps with few pairs (default 0)"
     )
-    how.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
+    how.add_argument("--backbone_dtype", choices=("auto", *DTYPES), default="auto", help=BACKBONE_DTYPE)
     how.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: accelerate's setting, else no")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     how.add_argument("--seed", type=int, default=0)
@@ -70,7 +71,7 @@ def add_arguments(parser) -> None:
     how.add_argument("--checkpointing_steps", type=int, default=500, help="0: the last and on Ctrl-C only (default 500)")
     how.add_argument("--checkpoints_total_limit", type=int, default=2, help="0 keeps all (default 2)")
     how.add_argument("--resume_from_checkpoint", metavar="latest|PATH")
-    how.add_argument("--report_to", choices=("none", "tensorboard"), default="none")
+    how.add_argument("--report_to", default="none", metavar="NAME", help="a logger of accelerate: tensorboard, wandb, ...")
 
 
 def run(args) -> int:
@@ -96,8 +97,6 @@ def held_out_halves(data: PreferenceData, share: float, seed: int) -> tuple[list
 
 
 def _train(args, context) -> int:
-    from accelerate import Accelerator
-
     output = Path(args.output)
     require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
@@ -107,12 +106,13 @@ def _train(args, context) -> int:
     prism_data.require_classes(fit, args.data)
     sigma_range = tuple(args.sigma_range)
     sigmas = measured_sigmas(data, args.sigmas, sigma_range)
-    dit = wan_dit.load(args.backbone, max(args.taps), DTYPES[args.backbone_dtype], context.device)
+    dtype = DTYPES[dtype_for(args.backbone_dtype, context.device)]
+    dit = wan_dit.load(args.backbone, max(args.taps), dtype, context.device)
     config = HeadConfig(
         dit.backbone.width, args.dim, args.heads, args.layers, tuple(args.taps), args.queries, data.dimensions, args.time,
         tuple(sigmas) if args.temperatures else (), args.pooling,
     )  # fmt: skip
-    accelerator = Accelerator(cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
+    accelerator = accelerators.accelerator_of(args, context, work)
     settings = TrainSettings(
         args.max_train_steps, args.train_batch_size, context.world_size, args.learning_rate, args.weight_decay,
         args.lr_warmup_steps, args.max_grad_norm, args.eta, accelerator.mixed_precision, args.seed, sigma_range,
@@ -126,26 +126,25 @@ def _train(args, context) -> int:
         for note in notes:
             print(note)
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
-    writer = _writer(args, work) if context.is_main else None
+    accelerators.start_loggers(accelerator, args, "prism")
     with Bar("training the head", args.max_train_steps, "step", context.is_main) as bar:
 
         def step(done: int, figures: dict) -> None:
             bar.reach(done, {"loss": f"{figures['loss']:.4f}"})
-            _write(writer, done, figures)
+            accelerators.log(accelerator, args, done, figures)
 
         def validate(done: int, scorer: Scorer) -> None:
             found = accuracies(scorer, data, held_out, tie_rows, sigmas, args.train_batch_size, args.seed)
-            for row in found["table"]:
-                if row["without_ties"] is not None:
-                    _write(writer, done, {f"{row['dimension']}/sigma {row['sigma']:.3f}": row["without_ties"]})
-            shown = [f"{r['sigma']:.2f} {r['without_ties']:.3f}" for r in found["table"] if r["without_ties"] is not None]
+            known = [row for row in found["table"] if row["without_ties"] is not None]
+            by_sigma = {f"{row['dimension']}/sigma {row['sigma']:.3f}": row["without_ties"] for row in known}
+            accelerators.log(accelerator, args, done, by_sigma)
+            shown = [f"{r['sigma']:.2f} {r['without_ties']:.3f}" for r in known]
             bar.say(f"step {done}: held-out accuracy by sigma: {', '.join(shown)}")
 
         figures = train_loop.train(
             accelerator, dit, head, data, fit, settings, keep, step, validate, args.validation_steps
         )
-    if writer is not None:
-        writer.close()
+    accelerators.finish_loggers(accelerator, args)
     if not context.is_main:
         return 0
     found = accuracies(Scorer(dit, head), data, held_out, tie_rows, sigmas, args.train_batch_size, args.seed)
@@ -160,22 +159,6 @@ def _train(args, context) -> int:
     print(f"wrote {output}: {sum(p.numel() for p in head.parameters()) / 1e6:.2f} M weights, {figures['steps']} steps")
     print(format_accuracies(found))
     return 0
-
-
-def _writer(args, work: Path):
-    if args.report_to != "tensorboard":
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise ImportError("--report_to tensorboard needs tensorboard: pip install tensorboard") from e
-    return SummaryWriter(work / "logs")
-
-
-def _write(writer, step: int, figures: dict[str, float]) -> None:
-    if writer is not None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
 
 
 def _check(args) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kernels.prism.head import PrismHead
 from ..kernels.prism.preference_loss import rao_kupper
 from ..running import checkpoint
+from ..running.accelerator import on_any_process
 from ..running.checkpoint import TrainingState
 from ..running.loop import MAX_NONFINITE_STEPS, CheckpointOptions, DivergedError, deferred_signals
 from ..scorers.prism_network import Scorer
@@ -117,13 +118,16 @@ def train(
             figures = {"loss": float(loss.detach()), "gradient": float(length)}
             if bad >= MAX_NONFINITE_STEPS:
                 raise DivergedError(f"{bad} steps in a row up to step {step} had no finite gradient: lower --learning_rate")
+            validating = bool(validate_every) and (step % validate_every == 0 or step == settings.steps)
             if accelerator.is_main_process:
                 on_step(step, figures)
-                if validate_every and (step % validate_every == 0 or step == settings.steps):
+                if validating:
                     on_validate(step, scorer)
-            if step == settings.steps or (keep.every and step % keep.every == 0) or received:
+            # A signal may reach one process only, or a process that waits for the validation.
+            stop = on_any_process(accelerator, bool(received))
+            if step == settings.steps or (keep.every and step % keep.every == 0) or stop:
                 save()
-            if received:
+            if stop:
                 raise KeyboardInterrupt(
                     f"saved step {step} of {settings.steps}; "
                     "add --resume_from_checkpoint latest to the same command to continue"

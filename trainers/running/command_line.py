@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError
 
 from . import config_file
 
@@ -31,6 +32,9 @@ def run(name: str, doc: str, commands: Mapping[str, ModuleType], argv: Sequence[
         return commands[args.command].run(args)
     except (ValueError, OSError, ImportError) as e:
         print(f"error: {sentence(e)}", file=sys.stderr)
+        return 2
+    except SafetensorError as e:
+        print(f"error: a .safetensors file cannot be read or written ({sentence(e)}); copy or make it again", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as e:
         print(f"error: out of memory ({sentence(e)[:200]}); {memory}", file=sys.stderr)

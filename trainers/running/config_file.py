@@ -8,6 +8,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..kernels.files import lines
+
 FLAG = "--config"
 
 
@@ -42,8 +44,8 @@ def _arguments(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {FLAG} takes a .toml")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        content = tomllib.loads(lines.read_text(path))
+    except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path}: not a TOML file ({e})") from e
     found = []
     for name, value in content.items():

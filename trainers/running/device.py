@@ -9,7 +9,11 @@ import torch
 from .inputs import InputError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Help of --backbone_dtype.
+BACKBONE_DTYPE = "auto: float32 on a CPU, else bfloat16 (default auto)"
 ACCELERATORS = ("cuda", "xpu", "mps")
+# Processes wait for one that is not done, validates or writes. torch.distributed gives up after 10 or 30 minutes by default.
+LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,17 @@ def pick_device(wanted: str, accelerators: Sequence[str] = ACCELERATORS) -> torc
     return device
 
 
-def init_distributed(
-    wanted: str, accelerators: Sequence[str] = ACCELERATORS, longest_wait: timedelta | None = None
-) -> DistributedContext:
+def dtype_for(wanted: str, device: torch.device) -> str:
+    """A name of DTYPES for a flag such as --vae_dtype: "auto" is float32 on a CPU, else bfloat16."""
+    if wanted != "auto":
+        return wanted
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def init_distributed(wanted: str, accelerators: Sequence[str] = ACCELERATORS) -> DistributedContext:
     """This process's context; under `accelerate launch` every process gets its own device of the wanted kind.
 
-    accelerators: that "auto" may pick; longest_wait: of one process for another, None for torch.distributed's own. Raises
-    InputError for a device that cannot be used.
+    accelerators: that "auto" may pick. Raises InputError for a device that cannot be used.
     """
     device = pick_device(wanted, accelerators)
     try:
@@ -64,7 +72,7 @@ def init_distributed(
     except ImportError:
         return DistributedContext(device)
     # Without cpu=True and without a GPU it would ignore the other processes.
-    state = PartialState(cpu=device.type == "cpu", **({} if longest_wait is None else {"timeout": longest_wait}))
+    state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
     if state.num_processes > 1 and device.type != "cpu":
         # On a CPU it would be "cpu:0", which safetensors does not know.
         device = state.device

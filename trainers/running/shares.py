@@ -15,7 +15,6 @@ NAME.jsonl, sorted, and removes the others: the files do not depend on the count
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,8 +25,6 @@ from .device import ACCELERATORS, DistributedContext, init_distributed
 
 Item = TypeVar("Item")
 SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})")
-# The first process that is done waits for the last one. torch.distributed gives up after 10 or 30 minutes by default.
-LONGEST_WAIT = timedelta(days=7)
 
 
 class ShareError(ValueError):
@@ -130,7 +127,7 @@ def begin(args, device: str, accelerators: Sequence[str] = ACCELERATORS, nested:
     cannot be used.
     """
     check(args)
-    context = init_distributed(device, accelerators, LONGEST_WAIT)
+    context = init_distributed(device, accelerators)
     index, count, world = args.shard_index or 0, args.shard_count or 1, context.world_size
     merge = getattr(args, "merge", False)
     if context.state is None and torch.distributed.is_torchelastic_launched():

@@ -3,7 +3,7 @@
 from ..kernels.video.sizes import BUCKETS
 from ..latents.arguments import add_pt_axes
 from ..preferences.clips import ClipOptions
-from ..running.device import DTYPES
+from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, pick_device
 from ..wan.prompts import add_encoder, encoder_options
 from .geometry import GeometryOptions
 from .geometry_files import BACKENDS
@@ -49,7 +49,7 @@ def add_computing(compute) -> None:
     """Adds backends, processes, dtypes, device and seed."""
     compute.add_argument("--backend", choices=BACKENDS, default="auto", help="of geometry")
     compute.add_argument("--jobs", type=int, default=0, help="processes for the geometry of videos (default: up to 4)")
-    compute.add_argument("--backbone_dtype", choices=tuple(DTYPES), default="float32")
+    compute.add_argument("--backbone_dtype", choices=("auto", *DTYPES), default="auto", help=BACKBONE_DTYPE)
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     compute.add_argument("--seed", type=int, default=0, help="prism, flow_residual, prompt_gap: of the noise")
 
@@ -73,13 +73,15 @@ def clip_options(args) -> ClipOptions:
 
 def scoring_options(args) -> ScoringOptions:
     """The options of all scorers, whether or not they are used."""
+    # Stored scores name the dtype that they were computed in.
+    backbone_dtype = dtype_for(args.backbone_dtype, pick_device(args.device))
     prism = PrismOptions(
-        args.head, args.backbone, args.backbone_dtype, args.sigmas and tuple(args.sigmas),
+        args.head, args.backbone, backbone_dtype, args.sigmas and tuple(args.sigmas),
         args.prism_dimensions and tuple(args.prism_dimensions), args.texts, encoder_options(args), args.other_weights,
         args.seed, args.device,
     )  # fmt: skip
     model = ModelRewardOptions(
-        args.backbone, args.backbone_dtype, args.texts, encoder_options(args), args.negative_prompt, args.draws, args.seed,
+        args.backbone, backbone_dtype, args.texts, encoder_options(args), args.negative_prompt, args.draws, args.seed,
         args.device,
     )  # fmt: skip
     return ScoringOptions(GeometryOptions(args.frames, args.backend, args.jobs), prism, model, args.manifold, args.device)

@@ -16,9 +16,9 @@ import torch
 
 from ..kernels.geometry import dense, lpips, tracks
 from ..kernels.geometry.record import VERSIONS, GeometryRecord
+from ..kernels.video.clips import SourceReport, VideoError
 from ..running.identity import file_digest, identity
 from ..video.frames import read_frames
-from ..video.read import SourceReport, VideoError
 from . import depth_files
 
 BACKENDS = ("auto", "torch", "opencv")

@@ -38,7 +38,9 @@ class Scorer(torch.nn.Module):
         if kept < 1.0:
             visual = some_tokens(visual, kept, generator)
         dtype = self.head.norm.weight.dtype
-        return self.head([v.to(dtype) for v in visual], embedded.to(dtype), mask, sigma)
+        # Scores are small differences: training computes them as scoring does, whatever the backbone is computed in.
+        with torch.amp.autocast(weight.device.type, enabled=False):
+            return self.head([v.to(dtype) for v in visual], embedded.to(dtype), mask, sigma)
 
 
 def some_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generator) -> list[Tensor]:

@@ -26,6 +26,7 @@ from ..kernels.tuning import shell_objective as shell
 from ..kernels.tuning.shell_objective import SigmaTargets
 from ..latents.read import list_clips, read_clip, shape_of
 from ..preferences import manifest
+from ..running import accelerator as accelerators
 from ..running import checkpoint, results_log
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
@@ -82,7 +83,7 @@ def _train(args, context) -> int:
     dit = backbone.load(args.backbone, shared.dtype_of(args), context.device, args.expert)
     material.require_fit(manifold, dit, args.manifold, found.texts)
     parameters = run_setup.parameters_of(args, dit)
-    accelerator = run_setup.accelerator_of(args, context, work)
+    accelerator = accelerators.accelerator_of(args, context, work)
     network = _network(args, dit, parameters, accelerator, context.device)
     resume = run_setup.resume_of(args, context, work)
     start = _step_of(resume)
@@ -110,7 +111,7 @@ def _train(args, context) -> int:
     )  # fmt: skip
     described = _described(args, found, draws, dit, shape, manifold, targets)
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
-    run_setup.start_loggers(accelerator, args, "shell_reward")
+    accelerators.start_loggers(accelerator, args, "shell_reward")
     with Bar("training", settings.steps, "step", context.is_main) as bar:
 
         def started(step: int) -> None:
@@ -125,10 +126,10 @@ def _train(args, context) -> int:
             bar.reach(step, {"loss": f"{figures['loss']:.4f}", "distance": f"{figures['distance']:.3f}"})
             with results_log.Log(work / LOG) as log:
                 log.add({"step": step} | results_log.plain(figures))
-            run_setup.log(accelerator, args, step, figures)
+            accelerators.log(accelerator, args, step, figures)
 
         outcome = loop.train(accelerator, parameters, objective, settings, described, keep, stepped, started)
-    run_setup.finish_loggers(accelerator, args)
+    accelerators.finish_loggers(accelerator, args)
     written = outcome.steps
     if measure:
         written = objective.best.step

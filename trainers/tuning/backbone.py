@@ -61,18 +61,17 @@ def load(
 
     dtype: None keeps the file's: the one in which most weights lie; linear layers of blocks in fp8 stay in fp8. A dtype is
     used for all weights, and fp8 is expanded. What diffusers keeps in fp32 is in fp32 either way. expert: a key of EXPERTS,
-    for a folder with two. Raises DitError or FileNotFoundError naming the file.
+    for a folder with two. Raises WeightFileError or FileNotFoundError naming the file.
     """
     path = Path(path)
+    scales: dict[str, Tensor] = {}
+    read = reader(dtype) if dtype else _stored_reader(scales)
     if path.is_dir():
         folder = expert_folder(path, expert)
-        config, state, identity = read_folder(folder, None)
-        scales = {}
-        _require_floating(state, folder)
+        config, state, identity = read_folder(folder, None, read)
     elif path.is_file():
-        folder, scales = path, {}
-        config, state, identity = read_file(path, None, reader(dtype) if dtype else _stored_reader(scales))
-        _require_floating(state, path)
+        folder = path
+        config, state, identity = read_file(path, None, read)
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
     model = build(config, state, dtype or _common_dtype(state), folder, scales)
@@ -179,6 +178,8 @@ def _stored_reader(scales: dict[str, Tensor]):
 
     def read(f, key: str, keys: Collection[str], name: str) -> Tensor:
         tensor, scale = scaled_fp8.read_stored(f, key, keys)
+        if not tensor.is_floating_point():
+            raise scaled_fp8.StorageError(f"'{key}' is stored as int8, on which no LoRA is trained; {scaled_fp8.EXPAND}")
         if tensor.dtype in scaled_fp8.FP8 and name.startswith("blocks.") and name.endswith(".weight") and tensor.ndim == 2:
             scales[to_diffusers(name)] = torch.ones(()) if scale is None else scale
             return tensor
@@ -187,15 +188,6 @@ def _stored_reader(scales: dict[str, Tensor]):
         return tensor if scale is None else tensor.float() * scale
 
     return read
-
-
-def _require_floating(state: dict[str, Tensor], source: Path) -> None:
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise DitError(
-                f"{source}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, a quantisation that trainers do "
-                "not read; give a bf16, fp16, fp32 or scaled fp8 file"
-            )
 
 
 def _common_dtype(state: dict[str, Tensor]) -> torch.dtype:

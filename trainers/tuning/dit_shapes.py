@@ -1,19 +1,20 @@
 """The shapes of a Wan transformer that decide what its training takes: of a loaded model, or read from headers alone."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..kernels.files.header import describe_foreign
 from ..kernels.files.stream import DTYPES
 from ..wan import scaled_fp8
-from ..wan.dit import PREFIXES, DitError, read_config
+from ..wan.dit import ORIGINAL, PREFIXES, WHAT, DitError, read_config, read_folder_config, transformer_folder
 from ..wan.dit_keys import to_diffusers
+from ..wan.weight_files import OpenWeights, shards_of
 from .backbone import expert_folder
+
+# {tensor: (shape, dtype)}, read from headers.
+Entries = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True)
@@ -46,48 +47,45 @@ def shapes_of(model: torch.nn.Module) -> DitShapes:
 def read_shapes(path: str | Path, dtype: torch.dtype | None = None, expert: str | None = None) -> DitShapes:
     """The shapes of what `backbone.load(path, dtype, expert=expert)` would load; no tensor is read.
 
-    Raises DitError or FileNotFoundError naming the file.
+    Raises WeightFileError or FileNotFoundError naming the file.
     """
     path = Path(path)
     if path.is_dir():
         folder = expert_folder(path, expert)
-        folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
-        files = sorted(folder.glob("*.safetensors"))
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise DitError(f"{folder}: no readable config.json ({e}); expected a diffusers transformer folder") from e
-        stored = {k: v for file in files for k, v in _read_entries(file).items()}
-        if not stored:
-            raise DitError(f"{folder}: no .safetensors file in this folder")
+        folder = transformer_folder(folder)
+        config = read_folder_config(folder)
+        stored = _read_entries(shards_of(folder))
+        if config["_class_name"] == ORIGINAL:
+            config, stored = _of_original(stored, folder)
     elif path.is_file():
-        entries = _read_entries(path)
-        prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in entries), None)
-        if prefix is None:
-            raise DitError(f"{path}: has no patch_embedding.weight, so it is not a Wan transformer")
-        own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
-        own = {k: v for k, v in own.items() if not k.endswith(scaled_fp8.STORAGE)}
-        config = read_config({k: shape for k, (shape, _) in own.items()}, path)
-        stored = {to_diffusers(k): v for k, v in own.items()}
+        config, stored = _of_original(_read_entries([path]), path)
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
     return _as_loaded(config, stored, dtype)
 
 
-def _read_entries(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    try:
-        with safe_open(file, framework="pt") as f:
-            slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 (not a mapping)
-            return {k: (tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8)) for k, s in slices.items()}
-    except SafetensorError:
-        raise DitError(f"{file}: {describe_foreign(file)}; expected a Wan transformer as .safetensors") from None
+def _of_original(entries: Entries, source: Path) -> tuple[dict, Entries]:
+    """(configuration, entries by diffusers names) of Wan's own names."""
+    prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in entries), None)
+    if prefix is None:
+        raise DitError(f"{source}: has no patch_embedding.weight, so it is not a Wan transformer")
+    own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+    own = {k: v for k, v in own.items() if not k.endswith(scaled_fp8.STORAGE)}
+    return read_config({k: shape for k, (shape, _) in own.items()}, source), {to_diffusers(k): v for k, v in own.items()}
 
 
-def _as_loaded(
-    config: Mapping, stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]], dtype: torch.dtype | None
-) -> DitShapes:
+def _read_entries(files: list[Path]) -> Entries:
+    with OpenWeights(files, WHAT) as f:
+        slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 (not a mapping)
+        return {k: (tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8)) for k, s in slices.items()}
+
+
+def _as_loaded(config: Mapping, stored: Entries, dtype: torch.dtype | None) -> DitShapes:
     from diffusers import WanTransformer3DModel
 
+    packed = [k for k, (_, own) in stored.items() if not own.is_floating_point]
+    if packed and dtype is None:
+        raise DitError(f"'{packed[0]}' is stored as int8, on which no LoRA is trained; {scaled_fp8.EXPAND}")
     kept = WanTransformer3DModel._keep_in_fp32_modules
     numbers = {k: torch.Size(shape).numel() for k, (shape, _) in stored.items()}
     elements: dict[torch.dtype, int] = {}

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..kernels.files.header import describe_foreign
 from ..kernels.files.stream import DTYPES, write_streamed
 from ..running.output import require_output
 from ..wan import scaled_fp8
-from ..wan.dit import PREFIXES, DitError
+from ..wan.dit import DIFFUSERS, PREFIXES, WHAT, DitError, read_folder_config, transformer_folder
 from ..wan.dit_keys import to_diffusers, to_original
+from ..wan.weight_files import OpenWeights, shards_of
 from . import lora_files
 from .backbone import EXPERTS, expert_folder, name_of
 
@@ -74,18 +73,22 @@ def merge(
     """Writes the merged checkpoint atomically and returns the number of weights changed.
 
     A single file keeps its keys, other models in it included; a diffusers folder becomes one file with the original names.
-    dtype: None keeps each tensor's. Raises MergeError, DitError, LoraFileError, FileNotFoundError or OSError.
+    dtype: None keeps each tensor's. Raises MergeError, WeightFileError, LoraFileError, FileNotFoundError or OSError.
     """
     backbone, lora, output = Path(backbone), Path(lora), Path(output)
     modules, lora_header = lora_files.read_modules(lora)
     with _open_backbone(backbone, expert) as (stored, header):
         _check(stored, modules, backbone, lora, dtype)
+        keys = set(next(iter(stored.values())).file.keys())
 
         def read(key: str) -> Tensor:
             entry = stored[key]
-            tensor, scale = scaled_fp8.read_stored(entry.file, entry.key, entry.file.keys())
+            if entry.name is None:
+                # Of another model in the file: copied as it is.
+                return entry.file.get_tensor(entry.key)
+            tensor, scale = scaled_fp8.read_stored(entry.file, entry.key, keys)
             tensor = tensor if scale is None else tensor.float() * scale
-            module = (entry.name or "").removesuffix(".weight")
+            module = entry.name.removesuffix(".weight")
             if module in modules:
                 a, b, factor = modules[module]
                 tensor = torch.addmm(tensor.float(), b.float(), a.float(), alpha=strength * factor)
@@ -105,32 +108,21 @@ def _open_backbone(path: Path, expert: str | None) -> Iterator[tuple[dict[str, S
     """({key of the output: the tensor}, entries of the header) of a backbone whose files stay open within."""
     with ExitStack() as stack:
         if path.is_dir():
-            folder = expert_folder(path, expert)
-            folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
-            files = sorted(folder.glob("*.safetensors"))
-            if not files:
-                raise DitError(f"{folder}: no .safetensors file in this folder")
+            folder = transformer_folder(expert_folder(path, expert))
+            files, diffusers = shards_of(folder), read_folder_config(folder)["_class_name"] == DIFFUSERS
         elif path.is_file():
-            files = [path]
+            files, diffusers = [path], False
         else:
             raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
-        stored, header = {}, {"format": "pt"}
-        for file in files:
-            try:
-                f = stack.enter_context(safe_open(file, framework="pt"))
-            except SafetensorError:
-                raise DitError(f"{file}: {describe_foreign(file)}; expected a Wan transformer as .safetensors") from None
-            keys = list(f.keys())
-            if path.is_dir():
-                names = {k: (to_original(k), k) for k in keys}
-            else:
-                names, header = _original_names(keys, path), header | (f.metadata() or {})
-            for key, (new, name) in names.items():
-                s = f.get_slice(key)
-                if s.get_dtype() not in DTYPES:
-                    raise DitError(f"{file}: {key} is stored as {s.get_dtype()}, which cannot be merged")
-                stored[new] = Stored(f, key, DTYPES[s.get_dtype()], tuple(s.get_shape()), name)
-        yield stored, header
+        f = stack.enter_context(OpenWeights(files, WHAT))
+        names = {k: (to_original(k), k) for k in f.keys()} if diffusers else _original_names(f.keys(), path)  # noqa: SIM118
+        stored = {}
+        for key, (new, name) in names.items():
+            s = f.get_slice(key)
+            if s.get_dtype() not in DTYPES:
+                raise DitError(f"{path}: {key} is stored as {s.get_dtype()}, which cannot be merged")
+            stored[new] = Stored(f, key, DTYPES[s.get_dtype()], tuple(s.get_shape()), name)
+        yield stored, {"format": "pt"} | (f.metadata() if path.is_file() else {})
 
 
 def _original_names(keys: list[str], path: Path) -> dict[str, tuple[str, str | None]]:

@@ -1,4 +1,4 @@
-"""What fine-tuning commands share around the loop: memory plan, parameters, accelerator, loggers and the file that is written.
+"""What fine-tuning commands share around the loop: memory plan, parameters and the file that is written.
 
 `args` has the flags that trainers.tuning.arguments adds; `context` is what init_distributed returns.
 """
@@ -55,22 +55,6 @@ def change_norm_of(args, dit: TunableDit, parameters: Mapping[str, torch.nn.Para
     return change
 
 
-def accelerator_of(args, context, work: Path):
-    """accelerate's Accelerator for --mixed_precision and --report_to. Raises ValueError for a logger that is not there."""
-    from accelerate import Accelerator
-
-    logged = None if args.report_to == "none" else args.report_to
-    try:
-        return Accelerator(
-            cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False, log_with=logged,
-            project_dir=str(work),
-        )  # fmt: skip
-    except (ValueError, ImportError) as e:
-        if logged is None:
-            raise
-        raise ValueError(f"--report_to {args.report_to}: {' '.join(str(e).split())}; install it, or give none") from e
-
-
 def resume_of(args, context, work: Path) -> Path | None:
     """The checkpoint to go on from, None to begin; notes are printed. Raises CheckpointError."""
     if not (context.is_main or args.resume_from_checkpoint):
@@ -79,25 +63,6 @@ def resume_of(args, context, work: Path) -> Path | None:
     for note in notes if context.is_main else ():
         print(note)
     return resume
-
-
-def start_loggers(accelerator, args, name: str) -> None:
-    """Starts the loggers of --report_to with the arguments as their configuration."""
-    if args.report_to != "none":
-        config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(args).items() if k != "argv"}
-        accelerator.init_trackers(name, config=config)
-
-
-def log(accelerator, args, step: int, figures: Mapping[str, float]) -> None:
-    """Sends the finite figures of a step to the loggers of --report_to."""
-    if args.report_to != "none":
-        accelerator.log({k: v for k, v in figures.items() if math.isfinite(v)}, step=step)
-
-
-def finish_loggers(accelerator, args) -> None:
-    if args.report_to != "none":
-        for tracker in accelerator.trackers:
-            tracker.finish()
 
 
 def gathered(rows: list[dict], world: int) -> list[dict]:

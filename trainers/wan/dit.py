@@ -1,30 +1,33 @@
-"""Wan's diffusion transformer (arXiv 2503.20314) up to a given block, for its features: from ComfyUI's single file or from a
-diffusers folder.
+"""Wan's diffusion transformer (arXiv 2503.20314) up to a given block, for its features: from ComfyUI's single file, from a
+diffusers folder, or from one in the layout of Wan's authors.
 
 Sizes are read from the tensors' shapes; nothing is downloaded. Only the blocks that are needed are read from disk.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..kernels.files.header import describe_foreign
 from ..kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
 from . import scaled_fp8
 from .dit_keys import of_text_to_video, to_diffusers, without_blocks_after
 from .text_padding import use_bias
+from .weight_files import OpenWeights, WeightFileError, read_json, require_listed, shards_of
 
 # (open safetensors file, key, all its keys, the key's original name) -> the tensor.
 Reader = Callable[[object, str, Collection[str], str], Tensor]
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 
-class DitError(ValueError):
+# Classes that a folder's config.json names.
+DIFFUSERS, ORIGINAL = "WanTransformer3DModel", "WanModel"
+WHAT = "a Wan transformer"
+
+
+class DitError(WeightFileError):
     """A file is not a Wan transformer that features can be read from; the message names it and the reason."""
 
 
@@ -62,17 +65,22 @@ class WanDit:
 def load(
     path: str | Path, last_block: int | None = None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> WanDit:
-    """The transformer up to and including block `last_block` (None: all).
+    """The text-to-video transformer up to and including block `last_block` (None: all).
 
-    Raises DitError or FileNotFoundError naming the file.
+    Raises WeightFileError or FileNotFoundError naming the file.
     """
     path = Path(path)
     if path.is_dir():
-        config, state, backbone = read_folder(path, last_block)
+        config, state, backbone = read_folder(path, last_block, reader(dtype))
     elif path.is_file():
         config, state, backbone = read_file(path, last_block, reader(dtype))
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
+    if config["in_channels"] != config.get("out_channels", config["in_channels"]) or config.get("image_dim"):
+        raise DitError(
+            f"{path}: an image-to-video transformer ({config['in_channels']} input channels for a latent of "
+            f"{config['out_channels']}), and clips are kept without their image; give the text-to-video model that made them"
+        )
     return WanDit(build(config, state, dtype, path).to(device), backbone, path.stem)
 
 
@@ -101,59 +109,97 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
 
 
 def read_file(path: Path, last_block: int | None, read: Reader) -> tuple[dict, dict[str, Tensor], Backbone]:
-    """(configuration, tensors by diffusers names, identity) of a single file, up to block `last_block`. Raises DitError."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            keys = list(f.keys())
-            prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
-            if prefix is None:
-                raise DitError(f"{path}: has no patch_embedding.weight, so it is not a Wan transformer")
-            names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
-            shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
-            config = read_config(shapes, path)
-            last = _last(config["num_layers"], last_block, path)
-            state = {n: read(f, prefix + n, keys, n) for n in without_blocks_after(names, last)}
-    except SafetensorError:
-        raise DitError(f"{path}: {describe_foreign(path)}; expected a Wan transformer as .safetensors") from None
+    """(configuration, tensors by diffusers names, identity) of a single file, up to block `last_block`.
+
+    Raises WeightFileError.
+    """
+    return read_original([path], path, last_block, read)
+
+
+def read_original(
+    files: list[Path], source: Path, last_block: int | None, read: Reader
+) -> tuple[dict, dict[str, Tensor], Backbone]:
+    """`read_file` of one file, or of the shards of a folder, with Wan's own names of the tensors. source: for messages."""
+    with OpenWeights(files, WHAT) as f:
+        keys = f.keys()
+        prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
+        if prefix is None:
+            raise DitError(f"{source}: has no patch_embedding.weight, so it is not a Wan transformer")
+        names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
+        shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
+        config = read_config(shapes, source)
+        last = _last(config["num_layers"], last_block, source)
+        known = set(keys)
+        try:
+            state = {n: read(f, prefix + n, known, n) for n in without_blocks_after(names, last)}
+        except scaled_fp8.StorageError as e:
+            raise DitError(f"{source}: {e}") from e
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
     backbone = of_wan(whole)
     return config | {"num_layers": last + 1}, {to_diffusers(n): t for n, t in state.items()}, backbone
 
 
-def read_folder(path: Path, last_block: int | None) -> tuple[dict, dict[str, Tensor], Backbone]:
-    """(configuration, tensors by diffusers names, identity) of a diffusers folder, up to block `last_block`.
-
-    Raises DitError.
+def read_folder(path: Path, last_block: int | None, read: Reader) -> tuple[dict, dict[str, Tensor], Backbone]:
+    """(configuration, tensors by diffusers names, identity) of a folder, up to block `last_block`: of diffusers, or as Wan's
+    authors publish it. Raises WeightFileError.
     """
     if (path / "transformer_2").is_dir():
         raise DitError(
             f"{path}: has two experts (Wan 2.2 A14B), and a head belongs to one: give {path / 'transformer'} for high noise "
             f"or {path / 'transformer_2'} for low noise, and give `train` the --levels of that expert"
         )
-    folder = path / "transformer" if (path / "transformer").is_dir() else path
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise DitError(f"{folder}: no readable config.json ({e}); expected a diffusers transformer folder") from e
-    if config.get("_class_name") != "WanTransformer3DModel":
-        raise DitError(f"{folder}: a {config.get('_class_name')}, expected a WanTransformer3DModel")
+    folder = transformer_folder(path)
+    config, files = read_folder_config(folder), shards_of(folder)
+    if config["_class_name"] == ORIGINAL:
+        found = read_original(files, folder, last_block, read)
+        _require_same_sizes(config, found[0], folder)
+        return found
     depth = config["num_layers"]
     last = _last(depth, last_block, folder)
     original = of_text_to_video(depth)
     state, named = {}, {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as f:
-            for key in f.keys():  # noqa: SIM118 (not a mapping)
-                beyond = key.startswith("blocks.") and int(key.split(".")[1]) > last
-                name = original.get(key, key)
-                if not beyond:
-                    state[key] = f.get_tensor(key)
-                needed = not beyond and name in (*FINGERPRINT_TENSORS, "text_embedding.0.weight")
-                named[name] = state[key] if needed else torch.empty(f.get_slice(key).get_shape(), device="meta")
-    if not state:
-        raise DitError(f"{folder}: no .safetensors file in this folder")
+    with OpenWeights(files, WHAT) as f:
+        require_listed(folder, f.keys())
+        for key in f.keys():  # noqa: SIM118 (not a mapping)
+            beyond = key.startswith("blocks.") and int(key.split(".")[1]) > last
+            name = original.get(key, key)
+            if not beyond:
+                state[key] = f.get_tensor(key)
+                if not state[key].is_floating_point():
+                    stored = str(state[key].dtype).removeprefix("torch.")
+                    raise DitError(f"{folder}: '{key}' is stored as {stored}; {scaled_fp8.INSTEAD}")
+            needed = not beyond and name in (*FINGERPRINT_TENSORS, "text_embedding.0.weight")
+            named[name] = state[key] if needed else torch.empty(f.get_slice(key).get_shape(), device="meta")
     known = {k: v for k, v in config.items() if not k.startswith("_")}
     return known | {"num_layers": last + 1}, state, of_wan(named)
+
+
+def transformer_folder(path: Path) -> Path:
+    """The folder with the transformer's weights: `path`, or its folder "transformer"."""
+    return path / "transformer" if (path / "transformer").is_dir() else path
+
+
+def read_folder_config(folder: Path) -> dict:
+    """config.json of a folder of diffusers' or of Wan's own layout, with its _class_name. Raises WeightFileError."""
+    config = read_json(folder / "config.json", "a diffusers transformer folder")
+    if config.get("_class_name") not in (DIFFUSERS, ORIGINAL):
+        raise DitError(f"{folder}: a {config.get('_class_name')}, expected a {DIFFUSERS}, or Wan's own {ORIGINAL}")
+    if config["_class_name"] == DIFFUSERS and not isinstance(config.get("num_layers"), int):
+        raise DitError(f"{folder}: config.json states no num_layers; download it again")
+    return config
+
+
+def _require_same_sizes(stated: dict, found: dict, folder: Path) -> None:
+    """Raises DitError where config.json of Wan's own layout contradicts the tensors."""
+    sizes = {
+        "dim": found["num_attention_heads"] * found["attention_head_dim"], "ffn_dim": found["ffn_dim"],
+        "in_dim": found["in_channels"], "out_dim": found["out_channels"],
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if stated.get(name, size) != size:
+            raise DitError(
+                f"{folder}: config.json states {name} {stated[name]}, and the tensors have {size}; download it again"
+            )
 
 
 def build(

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..kernels.files import header as file_header
+from ..kernels.files import lines
 from ..kernels.latent_space import LatentSpace
 from ..running.device import DTYPES, pick_device
 from ..running.progress import Bar
@@ -62,11 +63,7 @@ def read_prompts(path: Path) -> list[str]:
     """The lines of a text file, without empty ones. Raises ValueError or FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of prompts")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not a text file in UTF-8 ({e.reason}); expected one prompt per line") from e
-    prompts = [line for line in lines if line]
+    prompts = [line.strip() for _, line in lines.numbered(lines.read_text(path))]
     if not prompts:
         raise ValueError(f"{path}: contains no prompt; expected one per line")
     return prompts

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..kernels.files.header import describe_foreign
 from . import scaled_fp8
+from .weight_files import OpenWeights, WeightFileError
 
 PREFIXES = ("", "text_encoder.", "umt5xxl.", "transformer.")
 TABLE = "shared.weight"
@@ -26,7 +26,7 @@ PAD, END = 0, 1
 LENGTH = 512
 
 
-class TextEncoderError(ValueError):
+class TextEncoderError(WeightFileError):
     """A file is not a text encoder that prompts can be embedded with; the message names it and the reason."""
 
 
@@ -51,7 +51,7 @@ class Umt5:
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Umt5:
-    """The encoder with its tokenizer. Raises TextEncoderError or FileNotFoundError naming the file."""
+    """The encoder with its tokenizer. Raises WeightFileError or FileNotFoundError naming the file."""
     path = Path(path)
     if path.is_dir():
         tokens, model = _from_folder(path, dtype)
@@ -85,20 +85,20 @@ def read_config(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> di
 
 def _from_file(path: Path, dtype: torch.dtype):
     try:
-        with safe_open(path, framework="pt") as f:
-            keys = list(f.keys())
+        with OpenWeights([path], "a text encoder") as f:
+            keys = set(f.keys())
             prefix = next((p for p in PREFIXES if p + TABLE in keys), None)
             if prefix is None:
                 raise TextEncoderError(f"{path}: has no {TABLE}, so it is not a UMT5 text encoder")
             if "spiece_model" not in keys:
                 raise TextEncoderError(f"{path}: no tokenizer (spiece_model) in it; give ComfyUI's umt5 file or a folder")
             spiece = bytes(f.get_tensor("spiece_model").tolist())
-            names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(OTHERS)]
+            names = [k.removeprefix(prefix) for k in f.keys() if k.startswith(prefix) and not k.endswith(OTHERS)]  # noqa: SIM118
             names = [n for n in names if n == TABLE or n.startswith("encoder.") and n != "encoder.embed_tokens.weight"]
             config = read_config({n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}, path)
             state = {n: scaled_fp8.read(f, prefix + n, keys).to(dtype) for n in names}
-    except SafetensorError:
-        raise TextEncoderError(f"{path}: {describe_foreign(path)}; expected a text encoder as .safetensors") from None
+    except scaled_fp8.StorageError as e:
+        raise TextEncoderError(f"{path}: {e}") from e
     return _tokenizer_of(spiece, path), _build(config, state, path)
 
 

@@ -51,13 +51,6 @@ class WanVae:
         return z
 
 
-def dtype_for(wanted: str, device: torch.device) -> str:
-    """A name of DTYPES for --vae_dtype: "auto" is float32 on a CPU, else bfloat16."""
-    if wanted != "auto":
-        return wanted
-    return "float32" if device.type == "cpu" else "bfloat16"
-
-
 def load(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", tiling: bool = False
 ) -> WanVae:
