@@ -34,11 +34,12 @@ def fail(monkeypatch, code):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
 
 
-def test_a_writable_output_is_accepted_and_nothing_is_made(tmp_path):
+def test_a_writable_output_is_accepted(tmp_path):
     require_output_folder(tmp_path / "a" / "b")
-    require_output(tmp_path / "c" / "x.safetensors", False)
     require_output_folder(Path("."))
     assert not list(tmp_path.iterdir())
+    require_output(tmp_path / "c" / "x.safetensors", False)
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_a_file_where_a_folder_is_expected(tmp_path):

@@ -19,7 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def require_output(path: Path, overwrite: bool, suffix: str | None = ".safetensors") -> None:
     """Checks, before any long work begins, that `path` can be written.
 
-    suffix: None allows any. Nothing is created. Raises ValueError for a wrong suffix or a folder, FileExistsError without
+    suffix: None allows any. Makes the folder of `path`. Raises ValueError for a wrong suffix or a folder, FileExistsError without
     `overwrite`, and OSError as require_output_folder does.
     """
     if suffix is not None and path.suffix != suffix:
@@ -29,6 +29,7 @@ def require_output(path: Path, overwrite: bool, suffix: str | None = ".safetenso
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already; give another name, or --overwrite")
     _require_writable(path.parent, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def require_output_folder(path: Path) -> None:
