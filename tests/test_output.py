@@ -1,6 +1,7 @@
 """Output of commands: checked before any work, and never replaced by a process that writes at the same time."""
 
 import errno
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -19,7 +20,6 @@ from trainers.latents import shards
 from trainers.pairs import cli as pairs
 from trainers.prism import cli as prism
 from trainers.prism import collect
-from trainers.running import output
 from trainers.running.output import require_output, require_output_folder
 from trainers.shell_lcc import cli as shell_lcc
 from trainers.shell_reward import cli as shell_reward
@@ -77,17 +77,14 @@ def test_a_full_disk(tmp_path, monkeypatch, code):
 
 def test_the_probe_writes_bytes(tmp_path, monkeypatch):
     """An empty file can be made on a full disk."""
-    written = []
-    make = tempfile.TemporaryFile
 
-    def watched(**options):
-        probe = make(**options)
-        monkeypatch.setattr(output.os, "fsync", lambda _: written.append(probe.tell()))
-        return probe
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, f"{len(data)} bytes do not fit")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", watched)
-    require_output_folder(tmp_path)
-    assert written == [output.LEAST_SPACE]
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())
+    with pytest.raises(OSError, match="no space is left"):
+        require_output_folder(tmp_path)
 
 
 # Every command, before it reads a model: all of the other files named here are missing.

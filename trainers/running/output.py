@@ -19,8 +19,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def require_output(path: Path, overwrite: bool, suffix: str | None = ".safetensors") -> None:
     """Checks, before any long work begins, that `path` can be written.
 
-    suffix: None allows any. Makes the folder of `path`. Raises ValueError for a wrong suffix or a folder, FileExistsError without
-    `overwrite`, and OSError as require_output_folder does.
+    suffix: None allows any. Makes the folder of `path`. Raises ValueError for a wrong suffix or a folder, FileExistsError
+    without `overwrite`, and OSError as require_output_folder does.
     """
     if suffix is not None and path.suffix != suffix:
         raise ValueError(f"{path}: the output's name must end in {suffix}")
@@ -73,7 +73,6 @@ def _require_writable(folder: Path, output: Path) -> None:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(LEAST_SPACE))
             probe.flush()
-            os.fsync(probe.fileno())
     except OSError as e:
         if e.errno in FULL:
             raise OSError(f"{output}: cannot be written: no space is left in {place}; free some, or give another place") from e
