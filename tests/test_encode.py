@@ -406,6 +406,33 @@ def test_overwriting_by_fewer_processes_leaves_no_old_shard(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_writers_of_one_folder_lose_no_shard(tmp_path, monkeypatch):
+    """Both choose a number before the other has written; the second reservation of a number that was taken is refused too."""
+    settings, written = {"dtype": "float32"}, []
+    writers = [shards.Writer(tmp_path, latent_space.WAN21, settings, {}) for _ in range(3)]
+    original = shards.write_latents
+
+    def slow(path, tensors, *args, **kwargs):
+        written.append(path.name)
+        if len(written) < 3:
+            # While this shard is being written, the next process begins one.
+            writers[len(written)].flush()
+        original(path, tensors, *args, **kwargs)
+
+    monkeypatch.setattr(shards, "write_latents", slow)
+    for i, writer in enumerate(writers):
+        writer.add(f"c{i}", torch.zeros(16, 1, 2, 2), {"source": f"{i}.mp4", "video": str(i)})
+    writers[0].flush()
+    assert sorted(written) == [f"latents-000of001-{i:05d}.safetensors" for i in range(3)]
+    assert sorted(contents(tmp_path)) == ["c0", "c1", "c2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(written)
+    # A crash leaves its reservation: the number is skipped.
+    (tmp_path / ".latents-000of001-00003.safetensors.reserved").touch()
+    writers[0].add("c3", torch.zeros(16, 1, 2, 2), {"source": "3.mp4", "video": "3"})
+    writers[0].flush()
+    assert (tmp_path / "latents-000of001-00004.safetensors").is_file()
+
+
 def test_more_processes_than_videos_is_no_error(videos, vae_file, tmp_path):
     assert run(videos, vae_file, tmp_path / "out", "--num_shards", "5", "--shard_index", "4") == 0
     assert report(tmp_path / "out", "report-4-of-5.json")["videos"] == {}

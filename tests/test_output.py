@@ -184,13 +184,25 @@ def test_two_writers_at_once_keep_both_shards(tmp_path, monkeypatch):
     assert (tmp_path / "latents-000of001-00002.safetensors").is_file()
 
 
-def test_without_hard_links_nothing_is_replaced_either(tmp_path, monkeypatch):
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_the_first_free_name(tmp_path, monkeypatch, links):
+    """Also on file systems without hard links."""
+
     def refuse(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
-    test_two_writers_at_once_keep_both_shards(tmp_path, monkeypatch)
-    assert not list(tmp_path.glob(".*"))
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    names = [tmp_path / str(i) for i in range(4)]
+    names[1].write_text("other")
+
+    def write(partial):
+        # Another process takes the first name meanwhile.
+        names[0].write_text("other")
+        Path(partial).write_text("own")
+
+    assert atomic.write_new(names, write) == names[2]
+    assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [("0", "other"), ("1", "other"), ("2", "own")]
 
 
 def test_a_killed_writer_takes_no_number(tmp_path, monkeypatch):
