@@ -1,14 +1,16 @@
-"""Change of fine detail by each Shell-LCC correction, on real clips of videos that the manifold was not fitted on.
+"""Change of fine detail by each Shell-LCC correction, on real clips of videos that the manifold has not seen.
 
     python -m benchmarks.real_clips [--videos DIR_OR_GLOB...] [--vae FILE_OR_DIR] [--clips 5] [--work_dir outputs/real_clips]
 
-Each video is held out in turn: anchors are fitted on the others and calibrated on it. Figures are the ratio of a latent's
-share of high frequencies after a correction to that before: above 1, detail is gained; below 1, lost. "median" is `project`
-with the median distance as its radius, for comparison with the root mean square that calibration uses.
+Each video is reported in turn, by manifolds that are calibrated on one of the others and fitted on the rest: no video is used
+for two of these. With N videos there are N (N - 1) manifolds. Figures are the ratio of a latent's share of high frequencies
+after a correction to that before: above 1, detail is gained; below 1, lost. "median" is `project` with the median distance as
+its radius, for comparison with the root mean square that calibration uses.
 """
 
 import argparse
 from collections import defaultdict
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -35,11 +37,12 @@ def read(latents: Path) -> tuple[dict[str, list[torch.Tensor]], LatentSpace]:
     return videos, ref.space
 
 
-def hold_out(name: str, videos: dict[str, list[torch.Tensor]], space: LatentSpace) -> ShellManifold:
-    """A manifold fitted on all videos but `name`, and calibrated on `name`."""
-    fit = torch.cat([tokens(z) for other, clips in videos.items() if other != name for z in clips])
+def hold_out(reported: str, calibrated: str, videos: dict[str, list[torch.Tensor]], space: LatentSpace) -> ShellManifold:
+    """A manifold calibrated on the video `calibrated` and fitted on all others but `reported`, which it never sees."""
+    unseen = (reported, calibrated)
+    fit = torch.cat([tokens(z) for other, clips in videos.items() if other not in unseen for z in clips])
     manifold = ShellManifold(fit_anchors(fit, max(16, len(fit) // TOKENS_PER_ANCHOR // 16 * 16)), space)
-    manifold.calibration = calibrate([score(manifold, z) for z in videos[name]])
+    manifold.calibration = calibrate([score(manifold, z) for z in videos[calibrated]])
     return manifold
 
 
@@ -64,16 +67,21 @@ def main(argv=None) -> None:
                  "--width", str(SIZE[0]), "--height", str(SIZE[1]), "--max_clips_per_video", str(args.clips),
                  "--overwrite"])  # fmt: skip
     videos, space = read(args.work_dir)
+    if len(videos) < 3:
+        raise SystemExit(f"found {len(videos)} videos, expected three or more: to fit on, to calibrate on and to report")
     columns = [*METHODS, "median"]
-    print(f"\n| held out | clips | ordered | latent | {' | '.join(columns)} |\n|{'---|' * (4 + len(columns))}")
-    for name, clips in videos.items():
-        manifold = hold_out(name, videos, space)
+    print(f"\n| reported | calibrated on | clips | ordered | latent | {' | '.join(columns)} |\n|{'---|' * (5 + len(columns))}")
+    for name, other in permutations(videos, 2):
+        clips, manifold = videos[name], hold_out(name, other, videos, space)
         means = [[float(score(manifold, f(z)).mean()) for f in (blur, VARIANTS["clean"], add_noise)] for z in clips]
         ordered = sum(a < b < c for a, b, c in means)
         for variant, damage in VARIANTS.items():
             rows = [ratios(manifold, damage(z)) for z in clips]
-            cells = [f"{min(r[c] for r in rows):.3f} to {max(r[c] for r in rows):.3f}" for c in columns]
-            print(f"| {name} | {len(clips)} | {ordered} | {variant} | {' | '.join(cells)} |")
+            cells = [
+                f"{min(r[c] for r in rows):.3f} to {max(r[c] for r in rows):.3f} ({sum(r[c] > 1 for r in rows)} up)"
+                for c in columns
+            ]
+            print(f"| {name} | {other} | {len(clips)} | {ordered} | {variant} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

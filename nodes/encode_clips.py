@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError, clips_of
+from .latents import SOURCES
 from .model_files import file_state
 
 TITLE = "Encode Clips from Folder"
@@ -106,13 +107,14 @@ class EncodeClips(io.ComfyNode):
             raise ValueError(f"{TITLE}, input 'frames': found {frames}, expected 4n+1, such as {frames // 4 * 4 + 1}")
         path, names = list_videos(folder)
         bar = comfy.utils.ProgressBar(len(names) * max_clips)
-        latents, lines = [], []
+        latents, sources, lines = [], [], []
         for number, name in enumerate(names):
             before, source = len(latents), SourceReport(name)
             try:
                 clips = decode_clips(os.path.join(path, name), width, height, frames, fps, max_clips, source)
                 for count, clip in enumerate(clips, start=1):
                     latents.append(vae.encode(clip))
+                    sources.append(f"{folder}/{name}")
                     bar.update_absolute(number * max_clips + count)
             except VideoError as e:
                 source.note(str(e).removeprefix(f"{name}: "))
@@ -127,7 +129,7 @@ class EncodeClips(io.ComfyNode):
             )
         text = f"{len(latents)} clips of {width}x{height}, {frames} frames\n{text}"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-        return io.NodeOutput({"samples": torch.cat(latents)}, text)
+        return io.NodeOutput({"samples": torch.cat(latents), SOURCES: sources}, text)
 
     @classmethod
     def validate_inputs(cls, folder):

@@ -1,13 +1,15 @@
 """Save and load multi-view geometry (depth, cameras, frames) as .safetensors files, which the trainers read too."""
 
 import os
+from itertools import count
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..kernels.geometry.record import GeometryError
-from ..kernels.geometry.view_files import load_views, save_views
+from ..kernels.geometry.view_files import load_views, save_views_unused
 from ..kernels.geometry.views import require_usable
 from . import geometry_clips as shared
 from .geometry_type import DA3GeometryType, from_wire, to_wire
@@ -67,9 +69,8 @@ class SaveGeometry(io.ComfyNode):
         views = from_wire(da3_geometry, f"{SAVE}, input 'da3_geometry'")
         output = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        file = f"{name}_{counter:05}_.safetensors"
-        save_views(os.path.join(folder, file), views)
-        saved = os.path.join(subfolder, file).replace(os.sep, "/")
+        path = save_views_unused((Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter)), views)
+        saved = os.path.join(subfolder, path.name).replace(os.sep, "/")
         text = f"Saved output/{saved}: {len(views.frame_indices)} views of a clip of {views.frames} frames"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(saved, ui=ui.PreviewText(text))

@@ -5,6 +5,8 @@ import torch
 from ..kernels.latent_space import KNOWN, LatentSpace, LatentSpaceError, by_id, from_comfy, log_odds_raw
 
 AUTO = "auto"
+# Entry of a LATENT that Encode Clips from Folder made: the file of each of its clips, in their order.
+SOURCES = "intrinsic_reward_sources"
 
 
 def choose_space(channels: int, choice: str, source: str) -> LatentSpace:

@@ -8,7 +8,8 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ..kernels.files.latents import read_one
+from ..kernels import held_out
+from ..kernels.files.latents import digest_of_one, read_one
 from ..kernels.prism import accuracy
 from ..kernels.prism.head import PrismHead
 from ..kernels.prism.preference_loss import TIE, rao_kupper
@@ -86,23 +87,27 @@ class PrismObjective:
 
 
 def split(comparisons: Sequence[Comparison], share: float, seed: int) -> tuple[list, list, list]:
-    """(training, held-out to fit the tie threshold on, held-out to report) comparisons, with no prompt in two of them.
+    """(training, held-out to fit the tie threshold on, held-out to report) comparisons, with no prompt and no clip in two.
 
-    share: of the prompts, at least one, never all. With two held-out prompts or fewer none is for the threshold. Raises
-    ValueError for a single prompt, and where all training pairs are ties.
+    share: of the prompts, or of the groups of those that share equal clips, at least one, never all. With two held-out groups
+    or fewer none is for the threshold. Raises ValueError for a single group, and where all training pairs are ties;
+    FormatError for a damaged file.
     """
-    prompts = sorted({c.pair.prompt for c in comparisons})
-    if len(prompts) < 2:
+    names = [c.pair.prompt for c in comparisons]
+    files = {path for c in comparisons for path in (c.pair.winner, c.pair.loser)}
+    digests = {path: digest_of_one(path) for path in files}
+    groups = held_out.linked_names(names, [[digests[c.pair.winner], digests[c.pair.loser]] for c in comparisons])
+    if len(set(groups)) < 2:
+        found = "one prompt only" if len(set(names)) == 1 else "prompts that share their clips only"
         raise ValueError(
-            "the accuracy is measured on prompts that were held out, and the records have one prompt only; record candidates "
-            "of at least two"
+            f"the accuracy is measured on prompts that were held out, and the records have {found}; record candidates of at "
+            "least two, with clips of their own"
         )
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = sorted(prompts[i] for i in order[: min(len(prompts) - 1, max(1, round(share * len(prompts))))])
+    held = sorted(held_out.draw(groups, share, seed))
     ties = set(held[1::2]) if len(held) > 2 else set()
     parts = ([], [], [])
-    for c in comparisons:
-        parts[0 if c.pair.prompt not in held else 1 if c.pair.prompt in ties else 2].append(c)
+    for c, group in zip(comparisons, groups, strict=True):
+        parts[0 if group not in held else 1 if group in ties else 2].append(c)
     if all(c.outcome == TIE for c in parts[0]):
         raise ValueError("all training pairs are ties, so there is nothing to learn; record more, or give another 'seed'")
     return parts

@@ -2,13 +2,16 @@
 
 import os
 import re
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.shell_lcc.manifold import load, save
+from ..kernels.shell_lcc.manifold import load, save_unused
 from .model_files import ModelFolder
 from .shell_lcc_type import ShellLCCType, for_wire
 
@@ -83,23 +86,22 @@ class SaveShellLCC(io.ComfyNode):
     @classmethod
     def execute(cls, manifold, name) -> io.NodeOutput:
         folder = folder_paths.get_folder_paths(FOLDER.kind)[0]
-        file = free_name(folder, name)
-        path = os.path.join(folder, file)
-        save(manifold.manifold, path)
+        path = save_unused(manifold.manifold, free_paths(folder, name))
         text = f"Saved {path}"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-        return io.NodeOutput(file, ui=ui.PreviewText(text))
+        return io.NodeOutput(path.name, ui=ui.PreviewText(text))
 
 
-def free_name(folder: str, name: str) -> str:
-    """<name>_<number>.safetensors with the next free number. Raises ValueError when the name has no letter or digit."""
+def free_paths(folder: str, name: str) -> Iterator[Path]:
+    """<name>_<number>.safetensors from the number after the largest one. Raises ValueError without a letter or digit."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100]
     if not stem:
         raise ValueError(f"Save Shell-LCC Manifold, input 'name': found {name!r}, expected at least one letter or digit")
     taken = re.compile(re.escape(stem) + r"_(\d+)\.safetensors", re.IGNORECASE)
     present = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = [int(match[1]) for match in map(taken.fullmatch, present) if match]
-    return f"{stem}_{max(numbers, default=0) + 1:05}.safetensors"
+    for number in count(max(numbers, default=0) + 1):
+        yield Path(folder) / f"{stem}_{number:05}.safetensors"
 
 
 NODES = [LoadShellLCC, SaveShellLCC]

@@ -9,13 +9,15 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..kernels import held_out as held_out_groups
+from ..kernels.files.latents import digest
 from ..kernels.latent_space import KNOWN, LatentSpace
 from ..kernels.shell_lcc.calibration import calibrate
 from ..kernels.shell_lcc.evaluation import draw_tokens, evaluate, held_out_split, quotas, score, split_frames
 from ..kernels.shell_lcc.fit_anchors import fit_anchors
 from ..kernels.shell_lcc.manifold import ShellManifold
 from ..kernels.version import CREATED_BY
-from .latents import AUTO, choose_space, normalised_warning, read_raw
+from .latents import AUTO, SOURCES, choose_space, normalised_warning, read_raw
 from .shell_lcc_type import ShellLCCType, for_wire
 
 # With a smaller AUROC (real against blurred or noisy tokens) a manifold is hardly useful.
@@ -24,26 +26,40 @@ WEAK_AUROC = 0.6
 Clips = list[tuple[str, torch.Tensor]]
 
 
-def normalised_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, list[str]]:
-    """(space, normalised clips [C, T, h, w] fp32 by id, warnings) of a list of LATENT batches."""
+def normalised_clips(latents: list[dict], choice: str) -> tuple[LatentSpace, Clips, list[str], list[str]]:
+    """(space, normalised clips [C, T, h, w] fp32 by id, the file of each, warnings) of a list of LATENT batches.
+
+    A clip that is of no known file has its own id in the file's place.
+    """
     space = choose_space(latents[0]["samples"].shape[1], choice, "Fit Shell-LCC, input 'latents'")
-    clips, warnings = [], []
+    clips, files, warnings = [], [], []
     for number, latent in enumerate(latents, start=1):
         source = f"Fit Shell-LCC, input 'latents', batch {number}"
         raw = read_raw(latent, space, source).float().cpu()
         if warning := normalised_warning(raw, space, source):
             warnings.append(warning)
-        clips += [(f"{number}.{item}", z) for item, z in enumerate(space.normalise(raw), start=1)]
-    return space, clips, warnings
+        names = [f"{number}.{item}" for item in range(1, len(raw) + 1)]
+        clips += zip(names, space.normalise(raw), strict=True)
+        known = latent.get(SOURCES, ())
+        files += known if len(known) == len(raw) else names
+    return space, clips, files, warnings
 
 
-def split(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips, str]:
-    """(clips to fit on, held-out clips, a description of the held-out part)."""
-    if len(clips) == 1:
+def split(clips: Clips, files: list[str], share: float, seed: int) -> tuple[Clips, Clips, str]:
+    """(clips to fit on, held-out clips, a description of the held-out part).
+
+    files: the file of each clip. Clips of one file and equal clips are on one side. Where all clips are of one file only equal
+    ones are, and where all are equal the first is split in time.
+    """
+    equal = [[digest(z)] for _, z in clips]
+    groups = held_out_groups.linked_names(files, equal)
+    if len(set(groups)) == 1:
+        groups = [clips[first][0] for first in held_out_groups.linked(equal)]
+    if len(set(groups)) == 1:
         name, z = clips[0]
         fit, held = split_frames(z)
         return [(name, fit)], [(name, held)], f"the last {held.shape[1]} of {z.shape[1]} latent frames of the only clip"
-    fit, held = held_out_split([name for name, _ in clips], share, seed)
+    fit, held = held_out_split(groups, share, seed)
     return [clips[i] for i in fit], [clips[i] for i in held], f"{len(held)} of {len(clips)} clips"
 
 
@@ -167,8 +183,8 @@ class FitShellLCC(io.ComfyNode):
         # Every input is a list here; widgets have one value.
         anchors, neighbours, seed, held_out = anchors[0], neighbours[0], seed[0], held_out[0]
         with torch.inference_mode(False):
-            space, clips, warnings = normalised_clips(latents, latent_space[0])
-            fit, held, how = split(clips, held_out, seed)
+            space, clips, files, warnings = normalised_clips(latents, latent_space[0])
+            fit, held, how = split(clips, files, held_out, seed)
             counts = quotas([z[0].numel() for _, z in fit], max_tokens[0])
             tokens = torch.cat([draw_tokens(name, z, n, seed) for (name, z), n in zip(fit, counts, strict=True)])
 

@@ -158,6 +158,24 @@ class TestCache:
         assert run_cache(root, tmp_path / "out", embeddings) == 0
         assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("latents-*")} == before
 
+    def test_a_copy_of_a_file_is_not_read_again(self, tmp_path, embeddings, monkeypatch):
+        """Neither under another name in one run, nor with another time in a later one."""
+        folder = make_pairs(tmp_path / "pairs")
+        shutil.copy(folder / "clips/0-l.safetensors", folder / "clips/copy.safetensors")
+        row = {"prompt": PROMPTS[0], "a": "clips/1-w.safetensors", "b": "clips/copy.safetensors", "preference": "a"}
+        with open(folder / "pairs.jsonl", "a") as f:
+            f.write(json.dumps(row) + "\n")
+        read, original = [], cache._Store._read
+        monkeypatch.setattr(cache._Store, "_read", lambda self, p: read.append(p.name) or original(self, p))
+        assert run_cache(folder, tmp_path / "dpo", embeddings) == 0
+        assert len(read) == 2 * len(PROMPTS)
+        for file in folder.rglob("*.safetensors"):
+            os.utime(file, ns=(1, 1))
+        assert run_cache(folder, tmp_path / "dpo", embeddings) == 0
+        assert len(read) == 2 * len(PROMPTS)
+        groups = [{r.prompt for r in side} for side in dpo_data.split(dpo_data.load(tmp_path / "dpo"), 0.25, 0)]
+        assert groups[0].isdisjoint(groups[1])
+
     def test_an_interrupted_cache_continues(self, tmp_path, embeddings, monkeypatch):
         root, read, done = make_pairs(tmp_path / "pairs", PROMPTS[:4]), cache._Store._read, []
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainers.kernels.video.clips import DecodeOptions, SourceReport, VideoError
 from trainers.kernels.video.sizes import nearest_bucket
 from trainers.latents import encode_videos, shards
 from trainers.latents.read import list_clips, read_clip
+from trainers.running import identity
 from trainers.running.device import pick_device
 from trainers.video.read import decode_clips
 from trainers.wan import vae as wan_vae
@@ -260,6 +262,101 @@ def test_a_changed_file_is_encoded_again_with_a_note(videos, vae_file, tmp_path)
     assert run(videos, vae_file, out) == 0
     assert len(contents(out)) == 4
     assert "changed since it was encoded" in report(out)["videos"]["a.mkv"]["notes"][0]
+
+
+# Copies
+
+
+def counted(monkeypatch):
+    """A list that grows by one for each clip encoded."""
+    encoded = []
+    original = wan_vae.WanVae.encode
+    monkeypatch.setattr(wan_vae.WanVae, "encode", lambda self, frames: encoded.append(1) or original(self, frames))
+    return encoded
+
+
+def test_a_copy_is_encoded_once_and_named(videos, vae_file, tmp_path, monkeypatch, capsys):
+    """Under another name, in one run."""
+    shutil.copy(videos / "c.mkv", videos / "a copy.mkv")
+    encoded = counted(monkeypatch)
+    assert run(videos, vae_file, tmp_path / "out") == 0
+    assert len(encoded) == 3
+    rows = report(tmp_path / "out")["videos"]
+    assert (rows["a copy.mkv"]["status"], rows["a copy.mkv"]["copy_of"]) == ("encoded", None)
+    assert (rows["c.mkv"]["status"], rows["c.mkv"]["copy_of"]) == ("already encoded", "a copy.mkv")
+    assert "c.mkv: a copy of a copy.mkv, which is encoded" in capsys.readouterr().out
+
+
+def test_new_names_and_times_encode_nothing_again(videos, vae_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(videos, vae_file, out, "--max_clips_per_video", "1")
+    before = contents(out)
+    (videos / "a.mkv").rename(videos / "z.mkv")
+    os.utime(videos / "c.mkv", ns=(1, 1))
+    encoded = counted(monkeypatch)
+    assert run(videos, vae_file, out, "--max_clips_per_video", "1") == 0
+    assert not encoded
+    assert same(before, contents(out))
+    assert report(out)["videos"]["z.mkv"]["copy_of"] == "a.mkv"
+    # The clips that are missing are added to those of the earlier name.
+    assert run(videos, vae_file, out, "--max_clips_per_video", "0") == 0
+    assert len(encoded) == 3
+    whole = {(e["video"], e["window"]) for e in entries(out).values()}
+    assert len(whole) == len(entries(out)) == 6
+
+
+def test_copies_of_other_shares_are_not_encoded_twice(videos, vae_file, tmp_path, monkeypatch):
+    for name in ("d.mkv", "e.mkv"):
+        shutil.copy(videos / "a.mkv", videos / name)
+    encoded = counted(monkeypatch)
+    for index in "01":
+        assert run(videos, vae_file, tmp_path / "out", "--shard_count", "2", "--shard_index", index) == 0
+    assert len(encoded) == 3
+    rows = report(tmp_path / "out", "report-0-of-2.json")["videos"]
+    assert {name: row["copy_of"] for name, row in rows.items() if row["copy_of"]} == {"d.mkv": "a.mkv", "e.mkv": "a.mkv"}
+
+
+def test_folders_of_earlier_versions_go_on(videos, vae_file, tmp_path, monkeypatch):
+    """Their ids were made of name, size and time."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as before:
+        before.setattr(
+            shards.ShardContents, "id_of", lambda self, name, path, settings, variant="":
+            shards.earlier_video_id(name, path, settings),
+        )  # fmt: skip
+        run(videos, vae_file, out)
+    shutil.copy(videos / "c.mkv", videos / "a copy.mkv")
+    encoded = counted(monkeypatch)
+    assert run(videos, vae_file, out) == 0
+    assert not encoded
+    assert report(out)["totals"]["already encoded"] == 4
+    assert report(out)["videos"]["a copy.mkv"]["copy_of"] == "c.mkv"
+    # More clips of a video keep its earlier id, so that its windows are one video.
+    assert run(videos, vae_file, out, "--max_clips_per_video", "0") == 0
+    assert len(encoded) == 3
+    assert len({e["video"] for e in entries(out).values()}) == 3
+
+
+def test_a_large_file_is_known_by_blocks(tmp_path):
+    size = (identity.BLOCKS + 4) * identity.BLOCK
+    data = bytearray(os.urandom(1 << 10) * (size >> 10))
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    first = identity.content_digest(path)
+    os.utime(path, ns=(1, 1))
+    assert identity.content_digest(path) == first
+    for place in (0, size - 1):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert identity.content_digest(path) != first
+    path.write_bytes(data + b"x")
+    assert identity.content_digest(path) != first
+    small = tmp_path / "y"
+    small.write_bytes(b"abc")
+    assert identity.content_digest(small) != identity.content_digest(path)
+    shutil.copy(small, tmp_path / "z")
+    assert identity.copies({"x": path, "y": small, "z": tmp_path / "z"}) == {"z": "y"}
 
 
 def test_a_damaged_shard_is_named(videos, vae_file, tmp_path, capsys):

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from trainers.kernels.files import header as formats
 from trainers.kernels.files.header import FormatError, Header
-from trainers.kernels.files.latents import write_latents
+from trainers.kernels.files.latents import CLIP, digest, write_latents
 from trainers.kernels.latent_space import WAN21, LatentSpace
 
 HEADER = Header("shell_lcc", WAN21, {"coder": "anchors", "num_bases": 3}, {"auroc": 0.9}, {"seed": 1})
@@ -125,6 +125,7 @@ def test_a_file_of_latents_holds_clips_and_what_they_were_made_with(tmp_path):
     found, header = formats.read(path, "latents")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[k], tensors[k]) for k in tensors)
+    clips = {name: {"holds": CLIP, "digest": digest(tensors[name])} | entry for name, entry in clips.items()}
     config = {"state": "normalised", "settings": {"vae": "x"}, "clips": clips, "videos": {"v": {"clips": 1}}}
     assert header == Header("latents", WAN21, config, {}, {"seed": 1})
     write_latents(path, tensors, WAN21, clips)

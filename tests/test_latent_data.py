@@ -6,13 +6,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trainers.compare import sides
 from trainers.kernels import latent_space
 from trainers.kernels.files import header as formats
+from trainers.kernels.files import latents as latents_file
 from trainers.kernels.files.header import FormatError, Header
-from trainers.kernels.files.latents import write_latents
 from trainers.kernels.latent_space import RAW, WAN21, WAN22, LatentSpaceError
 from trainers.latents.read import LatentDataError, list_clips, read_clip
+from trainers.preferences import groups
 from trainers.running.inputs import InputError
+
+# A real latent of Wan2.1, [1, 16, 16, h, w], where there is one: it is not part of the repository.
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "test_latents_wan.pth"
 
 
 def normal(*shape, seed=0):
@@ -133,27 +138,12 @@ def test_axes_that_nothing_tells_apart_have_to_be_stated(tmp_path):
         read(tmp_path / "x.pt")
     assert torch.equal(read(tmp_path / "x.pt", pt_axes="cthw")[1], z)
     assert torch.equal(read(tmp_path / "x.pt", pt_axes="tchw")[1], z.movedim(1, 0))
-    torch.save(z[None].expand(2, -1, -1, -1, -1).contiguous(), tmp_path / "two.pt")
-    with pytest.raises(LatentDataError, match=r"two\.pt: .* 2 clips; save one clip a file"):
-        read(tmp_path / "two.pt")
-
-
-def test_a_real_latent_in_every_order(tmp_path):
-    real = Path(__file__).resolve().parents[2] / "shared" / "data" / "test_latents_wan.pth"
-    if not real.is_file():
-        pytest.skip(f"no real latent at {real}")
-    z = torch.load(real, map_location="cpu", weights_only=True).float()[0]
-    assert z.shape[:2] == (16, 16)
-    for name, stored in (("cthw", z), ("tchw", z.movedim(1, 0)), ("bcthw", z[None])):
-        for part in (slice(None), slice(0, 8)):
-            torch.save(stored[..., part, part].contiguous(), tmp_path / f"{name}.pt")
-            assert torch.equal(read(tmp_path / f"{name}.pt")[1], z[..., part, part]), name
 
 
 def states(path, sigmas):
     """A file of a run as `collect` writes it: states at noise levels, None for the finished latent."""
     clips = {f"run@{s}": {"run": "run", "prompt": "p", "sigma": s, "seed": 0} for s in sigmas}
-    write_latents(path, {k: normal(16, 3, 4, 4, seed=i) for i, k in enumerate(clips)}, WAN21, clips, provenance={})
+    latents_file.write_latents(path, {k: normal(16, 3, 4, 4, seed=i) for i, k in enumerate(clips)}, WAN21, clips)
     return path
 
 
@@ -305,3 +295,179 @@ def test_missing_files(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"x")
     with pytest.raises(InputError, match=r"x\.mp4: latents come as \.safetensors, \.latent, \.pt"):
         list_clips([tmp_path / "x.mp4"])
+
+
+# Finished clips, and what else lies in a folder
+
+
+def entry(sigma=None, **more):
+    return {"run": "r", "prompt": "p", "sigma": sigma, "seed": 0, "source": "r", "video": "r"} | more
+
+
+def earlier_states(path, sigmas, **more):
+    """A shard of `prism collect` as earlier versions wrote it: one latent for each noise level, None for the finished one."""
+    clips = {f"r@{s}": entry(s, **more) for s in sigmas}
+    config = {"state": "normalised", "clips": clips, "settings": {}, "videos": {}}
+    formats.write(path, {k: normal(16, 2, 4, 4, seed=i) for i, k in enumerate(clips)}, Header("latents", WAN21, config))
+    return path
+
+
+def test_noisy_states_are_no_clips(tmp_path):
+    path, said = earlier_states(tmp_path / "a.safetensors", (None, 0.9, 0.5)), []
+    assert [r.clip_id for r in list_clips([path], say=said.append)] == ["r@None"]
+    assert said == ["left out, no clips: 2 noisy states of runs"]
+    assert len(list_clips([path], noisy_states=True, say=said.append)) == 3
+    assert len(said) == 1
+    noisy = earlier_states(tmp_path / "b.safetensors", (0.9, 0.5))
+    with pytest.raises(LatentDataError, match=r"b\.safetensors: holds noisy states of runs, 2 in all, and no finished clip"):
+        list_clips([noisy])
+
+
+def test_a_header_says_what_a_latent_is(tmp_path):
+    z, said = normal(16, 2, 4, 4), []
+    path = tmp_path / "a.safetensors"
+    clips = {"clip": {"source": "c"}, "image": {"source": "c", "holds": "image"}, "state": {"source": "c", "sigma": 0.5}}
+    latents_file.write_latents(path, dict.fromkeys(clips, z), WAN21, clips)
+    assert [r.clip_id for r in list_clips([path], say=said.append)] == ["clip"]
+    assert said == ["left out, no clips: 1 images of image-to-video pairs, 1 noisy states of runs"]
+    entries = formats.read_header(path, "latents").config["clips"]
+    assert {k: e["holds"] for k, e in entries.items()} == {"clip": "clip", "image": "image", "state": "state"}
+    assert len({e["digest"] for e in entries.values()}) == 1
+    for name, clip in (("state", {"sigma": 0.5}), ("image", {"holds": "image"})):
+        one = tmp_path / f"{name}.safetensors"
+        latents_file.write_latents(one, {"x": z}, WAN21, {"x": clip})
+        for read_it in (latents_file.read_one, latents_file.describe_one):
+            with pytest.raises(FormatError, match=rf"{name}\.safetensors: holds a latent of kind '{name}'"):
+                read_it(one)
+
+
+def test_earlier_folders_of_image_to_video_pairs_do_not_say_which_are_images(tmp_path):
+    config = {"state": "normalised", "clips": {"x": {"source": "x"}}, "settings": {}, "videos": {}}
+    made = {"command": "python -m trainers.dpo cache --pairs p --image_to_video"}
+    header = Header("latents", WAN21, config, {}, made)
+    formats.write(tmp_path / "latents-000of001-00000.safetensors", {"x": normal(16, 2, 4, 4)}, header)
+    with pytest.raises(LatentDataError, match="does not say which are images"):
+        list_clips([tmp_path / "latents-000of001-00000.safetensors"])
+    assert list_clips([tmp_path / "latents-000of001-00000.safetensors"], noisy_states=True)
+
+
+def ours(folder):
+    """Files of every kind that this pack writes into such folders and that hold no latents."""
+    one = {"x": torch.zeros(3)}
+    for kind in ("texts", "prism_head", "shell_lcc", "geometry"):
+        formats.write(folder / f"{kind}.safetensors", one, Header(kind, WAN21))
+    run = folder / "run.checkpoints"
+    (run / "checkpoint-5").mkdir(parents=True)
+    save_file(one, run / "checkpoint-5" / "state.safetensors", {"format": "intrinsic_reward_checkpoint"})
+    save_file(one, run / "best-5.safetensors")
+    save_file(one, folder / "lora.safetensors", {"format": "pt", "intrinsic_reward.training": "{}"})
+    save_file(one, folder / "merged.safetensors", {"format": "pt", "intrinsic_reward.merged": "{}"})
+    torch.save({"model": torch.zeros(3)}, folder / "released.pth")
+
+
+def test_a_folder_is_read_without_our_other_files(tmp_path):
+    ours(tmp_path)
+    shard(tmp_path / "a.safetensors", {"x": normal(16, 2, 4, 4)})
+    earlier_states(tmp_path / "b.safetensors", (0.9,))
+    said = []
+    assert [r.clip_id for r in list_clips([tmp_path], say=said.append)] == ["x"]
+    (text,) = said
+    for part in (
+        "1 embedded prompts", "1 PRISM heads", "1 Shell-LCC manifolds", "1 geometry of clips", "2 checkpoints",
+        "2 LoRAs or models", "1 .pth files without a tensor", "1 noisy states of runs",
+    ):  # fmt: skip
+        assert part in text
+    # Given by name, each is an error that names the file.
+    for name in ("texts", "prism_head", "shell_lcc", "lora"):
+        with pytest.raises(FormatError, match=rf"{name}\.safetensors"):
+            list_clips([tmp_path / f"{name}.safetensors", tmp_path])
+
+
+def test_foreign_and_damaged_files_in_a_folder_are_errors(tmp_path):
+    shard(tmp_path / "a.safetensors", {"x": normal(16, 2, 4, 4)})
+    save_file({"x": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FormatError, match=r"foreign\.safetensors: no format entry"):
+        list_clips([tmp_path])
+    (tmp_path / "foreign.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(FormatError, match=r"foreign\.safetensors"):
+        list_clips([tmp_path])
+    (tmp_path / "foreign.safetensors").unlink()
+    torch.save(normal(3, 16, 8, 8), tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:2000])
+    with pytest.raises(LatentDataError, match=r"cut\.pth: damaged"):
+        list_clips([tmp_path])
+
+
+def test_folders_of_candidates_are_read_without_our_other_files(tmp_path, caplog):
+    ours(tmp_path)
+    shard(tmp_path / "a.safetensors", {"x": normal(16, 2, 4, 4)})
+    earlier_states(tmp_path / "b.safetensors", (0.9,))
+    (group,) = groups.read([tmp_path])
+    assert [c.name.split("/")[1] for c in group.candidates] == ["a"]
+    assert "1 PRISM heads" in caplog.text
+    assert [g.name for g in sides.read({"one": tmp_path, "two": tmp_path}).groups] == ["a"]
+
+
+def test_equal_clips_of_two_writers_count_once(tmp_path):
+    """Two processes that encode one video into one folder at the same time."""
+    z = normal(16, 2, 4, 4)
+    for name in "ab":
+        latents_file.write_latents(tmp_path / f"{name}.safetensors", {"x": z}, WAN21, {"x": {"source": "x", "video": "v"}})
+    assert len(list_clips([tmp_path])) == 1
+    latents_file.write_latents(tmp_path / "b.safetensors", {"x": z + 1}, WAN21, {"x": {"source": "x", "video": "v"}})
+    with pytest.raises(LatentDataError, match="both hold the clip 'x'"):
+        list_clips([tmp_path])
+
+
+# Axes of .pt and .pth
+
+
+def clip_like(channels=16, frames=16, h=6, w=8, seed=0):
+    """[C, T, h, w] with what tells the axes of real clips: channels have means of their own, frames follow each other."""
+    still = normal(channels, 1, h, w, seed=seed) + normal(channels, 1, 1, 1, seed=seed + 1) / 2
+    return still + 0.3 * normal(channels, frames, h, w, seed=seed + 2).cumsum(1) / frames**0.5
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth"])
+@pytest.mark.parametrize("frames", [3, 16])
+def test_pt_axes_are_told(tmp_path, suffix, frames):
+    z = clip_like(frames=frames)
+    for i, stored in enumerate((z, z.movedim(0, 1), z[None], z.movedim(0, 1)[None])):
+        torch.save(stored.contiguous(), tmp_path / f"{i}.{suffix}")
+        clip, found, _ = read(tmp_path / f"{i}.{suffix}", trust_state=True)
+        assert clip == f"{i}.{suffix}"
+        assert torch.equal(found, z)
+
+
+def test_a_batch_in_a_pt_is_its_clips(tmp_path):
+    z = torch.stack([clip_like(frames=3, seed=i) for i in range(2)])
+    torch.save(z, tmp_path / "x.pt")
+    found = read_all(tmp_path / "x.pt", trust_state=True)
+    assert [clip for clip, _, _ in found] == ["x.pt#0", "x.pt#1"]
+    assert torch.equal(torch.stack([f for _, f, _ in found]), z)
+
+
+def test_axes_that_nothing_tells_are_refused_unless_given(tmp_path):
+    z = normal(16, 16, 6, 8)
+    torch.save(z, tmp_path / "x.pt")
+    with pytest.raises(LatentDataError, match=r"x\.pt: of shape \[16, 16, 6, 8\], .*--pt_axes tchw or cthw"):
+        read(tmp_path / "x.pt")
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="cthw")[1], z)
+    assert torch.equal(read(tmp_path / "x.pt", pt_axes="tchw")[1], z.movedim(1, 0))
+    torch.save(normal(3, 16, 6, 8), tmp_path / "x.pt")
+    with pytest.raises(LatentSpaceError, match=r"x\.pt: expected 16 channels .* on axis 0, found shape"):
+        read(tmp_path / "x.pt", pt_axes="cthw")
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs a real latent of Wan2.1")
+def test_the_axes_of_a_real_latent_are_told(tmp_path):
+    """T = C = 16: as diffusers gives it, transposed, cropped, raw, reversed and with as much noise as clip."""
+    z = torch.load(REAL, map_location="cpu", weights_only=True).float()[0]
+    changed = {
+        "whole": z, "crop": z[:, :, 3:11, 20:28], "token": z[:, :, 7:8, 7:8], "reversed": z.flip(1),
+        "raw": WAN21.denormalise(z, dim=0), "noisy": (z + normal(*z.shape)) / 2,
+    }  # fmt: skip
+    for name, x in changed.items():
+        for stored in (x[None], x, x.movedim(0, 1)):
+            torch.save(stored.contiguous(), tmp_path / "x.pth")
+            assert torch.equal(read(tmp_path / "x.pth", trust_state=True)[1], x), name

@@ -101,6 +101,27 @@ def test_a_broken_video_loses_its_pair_alone(table, vae_file, tmp_path):  # noqa
     assert cache(table, vae_file, tmp_path / "none") == 2
 
 
+def test_copies_of_a_clip_are_one_run(table, vae_file, tmp_path, capsys):  # noqa: F811
+    """Of one prompt; under another prompt the clip is stored again, and both prompts are on one side of a split."""
+    clips = table.parent / "clips"
+    shutil.copy(clips / "0a.mkv", clips / "0c.mkv")
+    shutil.copy(clips / "0a.mkv", clips / "2d.mkv")
+    lines = [f"clips/0c.mkv,clips/0b.mkv,{PROMPTS[0]},A,same", f"clips/0c.mkv,clips/0a.mkv,{PROMPTS[0]},A,same",
+             f"clips/2d.mkv,clips/2b.mkv,{PROMPTS[2]},A,same"]  # fmt: skip
+    table.write_text(table.read_text() + "\n".join(lines) + "\n")
+    for _ in range(2):
+        assert cache(table, vae_file, tmp_path / "data") == 0
+        said = capsys.readouterr().out
+        assert "clips/0c.mkv: a copy of clips/0a.mkv, which is encoded" in said
+        assert "1 pairs are left out: both of their clips have the same content" in said
+        data = prism_data.load(tmp_path / "data")
+        assert "clips/0c.mkv" not in data.runs
+        assert len(data.runs) == 7
+        assert [r.a for r in data.rows] == [f"clips/{n}.mkv" for n in ("0a", "1a", "2a", "0a", "2d")]
+    groups = prism_data.prompt_groups(data)
+    assert groups[text_id(PROMPTS[0])] == groups[text_id(PROMPTS[2])] != groups[text_id(PROMPTS[1])]
+
+
 def test_clips_of_two_lengths_are_compared_over_the_shorter(table, vae_file, tmp_path):  # noqa: F811
     write_clip(table.parent / "clips" / "0b.mkv", moving(5, seed=1))
     assert cache(table, vae_file, tmp_path / "data") == 0

@@ -4,7 +4,8 @@
 
 Run the same command again after a crash or Ctrl-C: videos already encoded are skipped. Several processes share the work
 under torchrun or `accelerate launch -m trainers.encode ...`, or with `--shard_index i --shard_count n`; with both, the
-launched processes divide their shard further. A damaged file is skipped; report.json (report-i-of-n.json with several
+launched processes divide their shard further. Videos are known by their content: a copy under another name, or with other
+times, is encoded once. A damaged file is skipped; report.json (report-i-of-n.json with several
 processes) lists every video with its status and the reason. The exit code is 1 only when this process had videos and none of
 them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 """
@@ -12,6 +13,7 @@ them could be encoded, 2 for wrong arguments, 130 after Ctrl-C.
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +27,9 @@ from .latents import shards
 from .latents.encode_videos import VideoOutcome, encode_video, summary, write_report
 from .running import shares
 from .running.device import DTYPES, dtype_for
+from .running.identity import copies
 from .running.inputs import InputError, describe, expand
+from .running.output import require_output_folder
 from .video.read import VIDEO_SUFFIXES
 from .wan import vae as wan_vae
 
@@ -86,9 +90,13 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
     from tqdm import tqdm
 
     left_out: Counter = Counter()
-    videos = share.of(list(expand(args.videos, VIDEO_SUFFIXES, "videos", left_out).items()))
+    files = expand(args.videos, VIDEO_SUFFIXES, "videos", left_out)
     if share.is_main and left_out:
         print(describe(left_out, "videos"), file=sys.stderr)
+    same = copies(files)
+    videos = videos_of(share, files, same)
+    output = Path(args.output)
+    require_output_folder(output)
     vae_dtype = dtype_for(args.vae_dtype, device)
     vae = wan_vae.load(args.vae, DTYPES[vae_dtype], device, args.tiling)
     settings = {
@@ -110,11 +118,11 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
         args.hdr,
         not args.no_upscale,
     )
-    output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         shards.remove(output, share.index, share.count)
     present = shards.ShardContents() if args.overwrite else shards.scan(output, settings)
+    present.recognise([(name, files[name]) for name in {*same, *same.values()}], settings)
     provenance = {"created_by": CREATED_BY, "trainer": "encode", "vae": vae.name, "torch": torch.__version__}
     writer = shards.Writer(output, vae.space, settings, provenance, share.index, share.count, args.shard_clips)
 
@@ -137,6 +145,17 @@ def run(args: argparse.Namespace, share: shares.Share, device: torch.device) -> 
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
     return 1 if outcomes and all(o.status == "skipped" for o in outcomes.values()) else 0
+
+
+def videos_of(share: shares.Share, files: Mapping[str, Path], same: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """This process's videos, in the order of `files`; copies follow their originals, so that one process has both.
+
+    same: {copy: original}.
+    """
+    groups: dict[str, list[str]] = {name: [name] for name in files if name not in same}
+    for name, original in same.items():
+        groups[original].append(name)
+    return [(name, files[name]) for group in share.of(list(groups.values())) for name in group]
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

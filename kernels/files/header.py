@@ -12,6 +12,8 @@ Trainers write it, nodes read it. Every value of a safetensors header is a strin
 """
 
 import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..latent_space import LatentSpace
-from .atomic import write_atomic
+from .atomic import write_atomic, write_new
 
 FORMAT = "intrinsic_reward"
 FORMAT_VERSION = 1
@@ -32,6 +34,14 @@ KINDS = {
     "texts": ("embedded prompts", "python -m trainers.prism cache"),
     "prism_head": ("a PRISM head", "python -m trainers.prism train"),
 }
+# Safetensors files of this pack with another header: geometry of a clip; checkpoints, whose format begins with FORMAT; LoRAs
+# and models, which have an entry that begins with FORMAT; best-<step>.safetensors of `trainers.shell_reward`, once without.
+OTHERS = {
+    "texts": "embedded prompts", "prism_head": "PRISM heads", "shell_lcc": "Shell-LCC manifolds",
+    "geometry": "geometry of clips",
+}  # fmt: skip
+CHECKPOINT, MODEL = "checkpoints", "LoRAs or models"
+BEST = re.compile(r"best-\d+\.safetensors")
 
 
 class FormatError(ValueError):
@@ -99,17 +109,46 @@ def read(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
         return {k: f.get_tensor(k) for k in f.keys()}, header  # noqa: SIM118 (not a mapping)
 
 
-def write(path: str | Path, tensors: dict[str, Tensor], header: Header) -> None:
+def other_kind(path: str | Path) -> str | None:
+    """What a safetensors file of this pack holds if that is not latents, such as "PRISM heads", from its header.
+
+    None for latents, and for files of other programs and damaged ones, which a reader of latents refuses itself.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+    except (SafetensorError, OSError):
+        return None
+    stated, kind = metadata.get("format", ""), metadata.get("kind")
+    if stated == FORMAT:
+        return None if kind in ("latents", None) else OTHERS.get(kind, f"files of kind '{kind}'")
+    if stated.startswith(f"{FORMAT}_") or (not metadata and BEST.fullmatch(Path(path).name)):
+        return CHECKPOINT
+    return MODEL if any(key.startswith(f"{FORMAT}.") for key in metadata) else None
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], header: Header) -> None:
     """Writes a file atomically: under a temporary name in the same folder, then renamed.
 
     Raises OSError (naming the file) when the folder cannot be written or the disk is full.
     """
-    # Copies: safetensors refuses tensors that share memory.
-    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    plain = _plain(tensors)
     try:
         write_atomic(path, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))
     except SafetensorError as e:
         raise OSError(f"{path}: could not be written ({e})") from e
+
+
+def write_unused(names: Iterable[Path], tensors: Mapping[str, Tensor], header: Header) -> Path:
+    """Writes a file under the first of `names` that no file has, as `atomic.write_new` does, and returns that name.
+
+    Raises FileExistsError where all are taken, OSError when the folder cannot be written or the disk is full.
+    """
+    plain = _plain(tensors)
+    try:
+        return write_new(names, lambda partial: save_file(plain, partial, metadata=to_metadata(header)))
+    except SafetensorError as e:
+        raise OSError(f"a file of kind '{header.kind}' could not be written ({e})") from e
 
 
 def describe_foreign(path: str | Path) -> str:
@@ -146,3 +185,8 @@ def _open(path: str | Path, device: str | torch.device = "cpu"):
     except SafetensorError as e:
         found = describe_foreign(path)
         raise FormatError(f"{path}: {found} ({e}); expected a complete safetensors file: copy or make it again") from e
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU: safetensors refuses tensors that share memory."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}

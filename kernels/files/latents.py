@@ -1,4 +1,4 @@
-"""Files of kind "latents": video latents of clips, one tensor a clip, which trainers read as training data.
+"""Files of kind "latents": video latents, one tensor each, which trainers read as training data.
 
 A safetensors file with the header of `header.py`. Tensors: {clip id: [C, T, h, w]}, normalised, of any float dtype. The
 header's config holds
@@ -6,15 +6,23 @@ header's config holds
   state     "normalised"
   settings  object: what decides the numbers, such as size, dtype and the digest of the VAE; files with other settings do not
             belong in one folder
-  clips     {clip id: {source, video, frames, ...}}: source: name of the file or run that the clip was made from; video: clips
-            of one video stay on one side of a train/validation split; frames: frames of the decoded clip; the writer may add
-            window, start_frame, start_s, fps, width, height, caption, run, prompt, sigma, seed
+  clips     {clip id: {holds, digest, source, video, frames, ...}}
+              holds    "clip": a finished latent; "state": an intermediate one of a sampling run, with noise; "image": a first
+                       frame's latent followed by grey, which image-to-video models are given. Files of earlier versions lack
+                       it: there a latent with a "sigma" above 0 is a state, and any other one is taken for a clip
+              digest   of the latent's values, see `digest`: equal latents are one clip, whatever their ids
+              source   name of the file or run that the clip was made from; content: digest of that file
+              video    clips of one video stay on one side of a train/validation split
+              frames   frames of the decoded clip
+            The writer may add window, start_frame, start_s, fps, width, height, caption, run, prompt, sigma, seed
   videos    {video id: {source, clips, max_clips}} for each video that this file finishes; empty where nothing is continued
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,11 +30,14 @@ from ..latent_space import NORMALISED, LatentSpace
 from . import header
 
 KIND = "latents"
+CLIP, STATE, IMAGE = "clip", "state", "image"
+# Also in an entry's place: an earlier `dpo cache --image_to_video` did not say which of its latents are images.
+UNKNOWN = "unknown"
 
 
 def write_latents(
     path: str | Path,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     space: LatentSpace,
     clips: Mapping[str, dict],
     *,
@@ -36,14 +47,51 @@ def write_latents(
 ) -> None:
     """Writes normalised latents {clip id: [C, T, h, w]} and the entries of their clips, see the module's docstring.
 
-    The file is complete or absent. Raises OSError, naming the file, when it cannot be written.
+    "holds" and "digest" are added to entries that lack them. The file is complete or absent. Raises OSError, naming the file,
+    when it cannot be written.
     """
-    config = {"state": NORMALISED, "settings": dict(settings or {}), "clips": dict(clips), "videos": dict(videos or {})}
-    header.write(path, tensors, header.Header(KIND, space, config, {}, dict(provenance or {})))
+    header.write(path, tensors, _header(tensors, space, clips, settings, videos, provenance))
+
+
+def write_unused_latents(
+    names: Iterable[Path],
+    tensors: Mapping[str, Tensor],
+    space: LatentSpace,
+    clips: Mapping[str, dict],
+    *,
+    settings: Mapping | None = None,
+    videos: Mapping[str, dict] | None = None,
+    provenance: Mapping | None = None,
+) -> Path:
+    """The same under the first of `names` that no file has, which is returned; no file is ever replaced.
+
+    Raises FileExistsError where all names are taken, OSError when the file cannot be written.
+    """
+    return header.write_unused(names, tensors, _header(tensors, space, clips, settings, videos, provenance))
+
+
+def holds(entry: Mapping | None, provenance: Mapping | None = None) -> str:
+    """CLIP, STATE, IMAGE or UNKNOWN: what a latent is by its entry in the header, and for earlier files by the provenance."""
+    entry = entry or {}
+    if "holds" in entry:
+        return str(entry["holds"])
+    if entry.get("sigma"):
+        return STATE
+    command = str((provenance or {}).get("command", ""))
+    return UNKNOWN if "trainers.dpo" in command and "--image" in command else CLIP
+
+
+def digest(z: Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a latent's shape and its values in fp16: equal for one latent that
+    was stored as fp16 and as fp32."""
+    plain = z.detach().to("cpu", torch.float16).contiguous()
+    found = hashlib.sha256(str(tuple(plain.shape)).encode())
+    found.update(plain.numpy().data if plain.numel() else b"")
+    return found.hexdigest()[:16]
 
 
 def describe_one(path: str | Path) -> tuple[LatentSpace, tuple[int, ...]]:
-    """(latent space, shape [C, T, h, w]) of a file with one clip, from its header only.
+    """(latent space, shape [C, T, h, w]) of a file with one finished clip, from its header only.
 
     Raises FormatError or FileNotFoundError naming the file.
     """
@@ -52,13 +100,40 @@ def describe_one(path: str | Path) -> tuple[LatentSpace, tuple[int, ...]]:
         keys = list(f.keys())
         if len(keys) != 1 or found.config.get("state") != NORMALISED:
             raise header.FormatError(f"{path}: holds {len(keys)} clips, expected the one normalised clip of a candidate")
+        _require_finished(path, found, keys[0])
         return found.latent_space, tuple(f.get_slice(keys[0]).get_shape())
 
 
 def read_one(path: str | Path) -> Tensor:
-    """The normalised latents [C, T, h, w], fp32, on the CPU, of a file with one clip. Raises FormatError naming the file."""
-    tensors, _ = header.read(path, KIND)
-    (z,) = tensors.values()
+    """The normalised latents [C, T, h, w], fp32, on the CPU, of a file with one finished clip.
+
+    Raises FormatError naming the file.
+    """
+    tensors, found = header.read(path, KIND)
+    ((key, z),) = tensors.items()
+    _require_finished(path, found, key)
     if not bool(z.isfinite().all()):
         raise header.FormatError(f"{path}: contains NaN or infinite values; create the clip again, or remove its record")
     return z.float()
+
+
+def digest_of_one(path: str | Path) -> str:
+    """The `digest` of a file with one clip, from its header where that has it. Raises FormatError or FileNotFoundError."""
+    entries = header.read_header(path, KIND).config.get("clips", {})
+    stated = [entry.get("digest") for entry in entries.values()]
+    return stated[0] if len(stated) == 1 and stated[0] else digest(read_one(path))
+
+
+def _header(tensors, space, clips, settings, videos, provenance) -> header.Header:
+    entries = {
+        key: {"holds": STATE if entry.get("sigma") else CLIP, "digest": digest(tensors[key])} | entry
+        for key, entry in clips.items()
+    }
+    config = {"state": NORMALISED, "settings": dict(settings or {}), "clips": entries, "videos": dict(videos or {})}
+    return header.Header(KIND, space, config, {}, dict(provenance or {}))
+
+
+def _require_finished(path: str | Path, found: header.Header, key: str) -> None:
+    what = holds(found.config.get("clips", {}).get(key), found.provenance)
+    if what != CLIP:
+        raise header.FormatError(f"{path}: holds a latent of kind '{what}', expected a finished clip; record the clip again")

@@ -14,13 +14,14 @@ Tensors: depth [S, H, W], K [S, 3, 3], world_to_camera [S, 4, 4]; optional: conf
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files.atomic import write_atomic
+from ..files.atomic import write_atomic, write_new
 from ..files.header import FORMAT, FORMAT_VERSION, describe_foreign
 from ..version import CREATED_BY
 from .record import GeometryError
@@ -36,24 +37,20 @@ def save_views(path: str | Path, views: Views, provenance: dict | None = None) -
 
     provenance: JSON-compatible entries for the header. Raises OSError if the file cannot be written.
     """
-    tensors = {name: getattr(views, name) for name in (*REQUIRED, "confidence") if getattr(views, name) is not None}
-    # Copies, since safetensors refuses tensors that share memory.
-    tensors = {name: t.detach().float().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    if views.images is not None:
-        tensors["images"] = (views.images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "kind": KIND,
-        "frame_indices": json.dumps(views.frame_indices),
-        "frames": str(views.frames),
-        "notes": json.dumps(views.notes),
-        "provenance": json.dumps({"created_by": CREATED_BY, **(provenance or {})}, sort_keys=True),
-    }
+    tensors, metadata = _stored(views, provenance)
     try:
         write_atomic(path, lambda partial: save_file(tensors, partial, metadata=metadata))
     except SafetensorError as e:
         raise OSError(f"{path}: could not be written ({e})") from e
+
+
+def save_views_unused(names: Iterable[Path], views: Views) -> Path:
+    """The same under the first of `names` that no file has, which is returned. Raises OSError."""
+    tensors, metadata = _stored(views, None)
+    try:
+        return write_new(names, lambda partial: save_file(tensors, partial, metadata=metadata))
+    except SafetensorError as e:
+        raise OSError(f"the geometry could not be written ({e})") from e
 
 
 def load_views(path: str | Path) -> Views:
@@ -98,3 +95,22 @@ def _require_geometry(metadata: dict[str, str], path: Path) -> None:
         raise GeometryError(f"{path}: format_version '{version}' is not a number; {MAKER}")
     if int(version) > FORMAT_VERSION:
         raise GeometryError(f"{path}: written in version {version}, this pack reads up to {FORMAT_VERSION}; update the pack")
+
+
+def _stored(views: Views, provenance: dict | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header's entries of a file."""
+    tensors = {name: getattr(views, name) for name in (*REQUIRED, "confidence") if getattr(views, name) is not None}
+    # Copies, since safetensors refuses tensors that share memory.
+    tensors = {name: t.detach().float().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    if views.images is not None:
+        tensors["images"] = (views.images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "kind": KIND,
+        "frame_indices": json.dumps(views.frame_indices),
+        "frames": str(views.frames),
+        "notes": json.dumps(views.notes),
+        "provenance": json.dumps({"created_by": CREATED_BY, **(provenance or {})}, sort_keys=True),
+    }
+    return tensors, metadata

@@ -1,5 +1,6 @@
 """Shell-LCC manifold (arXiv 2606.30248): coder, latent space and calibration; scoring, correction, save and load."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -141,12 +142,12 @@ class ShellManifold(torch.nn.Module):
 
 def save(manifold: ShellManifold, path: str | Path) -> None:
     """Write the manifold to a safetensors file in the pack's format, atomically. Raises OSError if it cannot be written."""
-    tensors = dict(manifold.coder.state_dict())
-    if manifold.calibration is not None:
-        tensors["token_quantiles"] = manifold.calibration.token_quantiles
-        tensors["frame_quantiles"] = manifold.calibration.frame_quantiles
-        tensors["radius"] = torch.tensor([manifold.calibration.radius], dtype=torch.float64)
-    formats.write(path, tensors, Header(KIND, manifold.space, manifold.coder.config(), manifold.metrics, manifold.provenance))
+    formats.write(path, *_stored(manifold))
+
+
+def save_unused(manifold: ShellManifold, names: Iterable[Path]) -> Path:
+    """The same under the first of `names` that no file has, which is returned. Raises OSError."""
+    return formats.write_unused(names, *_stored(manifold))
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
@@ -186,3 +187,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
     manifold = ShellManifold(coder.to(device), header.latent_space, calibration, path.stem)
     manifold.metrics, manifold.provenance = header.metrics, header.provenance
     return manifold
+
+
+def _stored(manifold: ShellManifold) -> tuple[dict[str, Tensor], Header]:
+    tensors = dict(manifold.coder.state_dict())
+    if manifold.calibration is not None:
+        tensors["token_quantiles"] = manifold.calibration.token_quantiles
+        tensors["frame_quantiles"] = manifold.calibration.frame_quantiles
+        tensors["radius"] = torch.tensor([manifold.calibration.radius], dtype=torch.float64)
+    return tensors, Header(KIND, manifold.space, manifold.coder.config(), manifold.metrics, manifold.provenance)

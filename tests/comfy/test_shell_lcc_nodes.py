@@ -702,3 +702,19 @@ class TestEncodeClips:
         assert fingerprint(folder.name, width=64) == before
         write_video(folder / "b.mp4", 5)
         assert fingerprint(folder.name, width=64) != before
+
+
+def test_a_fit_holds_out_files_and_equal_clips_whole(comfy):
+    """Windows of one file are on one side, and so is a clip that is given twice."""
+    module = comfy.module("nodes.shell_lcc_fit")
+    z = torch.randn(8, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    clips = [(str(i), z[i]) for i in range(7)] + [("copy of 0", z[0].clone())]
+    files = ["a.mp4", "a.mp4", "b.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4", "copy of 0"]
+    for seed in range(12):
+        fit_on, held, _ = module.split(clips, files, 0.4, seed)
+        sides = [{name for name, _ in side} for side in (fit_on, held)]
+        assert all({"0", "1", "copy of 0"} <= side or not {"0", "1", "copy of 0"} & side for side in sides)
+        assert all({"2", "3"} <= side or not {"2", "3"} & side for side in sides)
+    _, held, how = module.split([clips[0], clips[7]], ["x", "y"], 0.4, 0)
+    assert how == "the last 1 of 3 latent frames of the only clip"
+    assert held[0][1].shape == (16, 1, 4, 4)

@@ -13,7 +13,7 @@ from ..preferences.clips import ClipReader
 from ..preferences.groups import Group
 from ..reporting import embed
 from ..running import command_line, results_log
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers.arguments import add_clips, add_computing, add_scorers, check, clip_options, scoring_options
 from ..scorers.cache import ScoreCache, known_of
@@ -79,6 +79,7 @@ def run(args) -> int:
     sources = sources_of(args)
     matched = read(sources)
     require_outside(args.output, sources)
+    require_output_folder(args.output)
     options, reader = scoring_options(args), ClipReader(clip_options(args))
     rewards, unmeasured = rewards_of(args.by, matched.groups, options, reader)
     if not rewards and not all(pictures.has_pictures(c, reader) for g in matched.groups for c in g.candidates):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..kernels.files import lines
-from ..latents.read import LATENT_SUFFIXES
+from ..latents.read import LATENT_SUFFIXES, clip_files
 from ..preferences.groups import PROMPT, Candidate, Group
 from ..video.read import VIDEO_SUFFIXES
 
@@ -76,10 +76,8 @@ def _of_folder(folder: Path) -> dict[str, SideClip]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of clips, nor a {JSONL} file")
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in clip_files(p for p in sorted(folder.rglob("*")) if _kind(p) and p.name[0] != "." and p.is_file()):
         kind = _kind(path)
-        if kind is None or path.name[0] == "." or not path.is_file():
-            continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         other = found.setdefault(name, {}).setdefault(kind, path)
         if other is not path:

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..kernels.files.latents import CLIP, IMAGE
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.video.sizes import BUCKETS
 from ..latents import shards
+from ..latents.arguments import add_pt_axes, pt_axes_setting
 from ..latents.read import LATENT_SUFFIXES
 from ..preferences import manifest
 from ..preferences.clips import BAD_CLIP, ClipOptions, ClipReader
@@ -22,7 +24,7 @@ from ..preferences.groups import Candidate
 from ..running import results_log
 from ..running.checkpoint import tensor_digest
 from ..running.device import DTYPES, dtype_for, pick_device
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, read_prompts, text_id, write_embeddings
@@ -61,6 +63,7 @@ def add_arguments(parser) -> None:
     clips.add_argument("--fps", type=float, default=16.0, help="that videos are encoded at (default 16)")
     clips.add_argument("--frames", type=int, default=81, help="per video at most, 4n+1 (default 81)")
     clips.add_argument("--latent_dtype", choices=("float16", "float32"), default="float16", help="as stored (default float16)")
+    add_pt_axes(clips)
     compute = parser.add_argument_group("computing")
     compute.add_argument(
         "--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16"
@@ -72,6 +75,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     pairs = sources.read(args.pairs, args.root, args.by, args.pairs_per_group)
     known = [p for p in pairs if p.margin is None or p.margin >= args.min_margin]
     if not known:
@@ -108,8 +112,8 @@ def _collect(pairs: Sequence[SourcePair], args) -> tuple[list[dict], list[str], 
         raise DpoDataError(f"{videos[0]}: is a video, so --vae is needed to encode it; or give pairs of latents")
     if args.image_to_video and args.vae is None:
         raise DpoDataError("--image_to_video needs --vae, to decode the first frame and to encode it as the image")
-    options = ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device)
-    reader, settings = ClipReader(options), {"dtype": args.latent_dtype}
+    options = ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device, args.pt_axes)
+    reader, settings = ClipReader(options), {"dtype": args.latent_dtype} | pt_axes_setting(args)
     if videos or args.image_to_video:
         settings |= {
             "size": args.size, "fps": args.fps, "frames": args.frames, "tiling": args.tiling, "vae": reader.vae.digest,
@@ -193,7 +197,8 @@ class _Store:
             return self.known[key]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: this clip is missing; restore the file, or leave its pairs out (--skip_bad)")
-        video = shards.video_id(f"image of {path.as_posix()}" if image else path.as_posix(), path, self.settings)
+        name, variant = (f"image of {path.as_posix()}", IMAGE) if image else (path.as_posix(), "")
+        video = self.present.id_of(name, path, self.settings, variant)
         if video in self.present.videos:
             entry = self.present.videos[video]
             self._use_space(path, LatentSpace.from_json(entry["space"]))
@@ -212,10 +217,12 @@ class _Store:
         if self.writer is None:
             self.writer = shards.Writer(self.folder, space, self.settings, self.notes, size=self.size)
         entry = {"source": path.name, "clips": 1, "max_clips": 1, "content": content, "shape": shape}
-        self.writer.finish_video(video, entry | {"space": space.to_json()})
+        self.present.videos[video] = entry | {"space": space.to_json()}
+        self.writer.finish_video(video, self.present.videos[video])
         if content not in self.present.clips:
-            self.present.clips.add(content)
-            self.writer.add(content, stored, {"source": path.name, "video": content})
+            clip = {"source": path.name, "video": content, "holds": IMAGE if image else CLIP}
+            self.present.add(content, clip)
+            self.writer.add(content, stored, clip)
         self.known[key] = content, shape
         return self.known[key]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from ..kernels import held_out
 from ..kernels.files import header as file_header
 from ..kernels.latent_space import LatentSpace
 from ..latents.read import ClipRef, list_clips, read_clip
@@ -72,7 +72,7 @@ def load(folder: str | Path) -> PairData:
     shards = sorted(folder.glob("latents-*.safetensors"))
     if not shards:
         raise DpoDataError(f"{folder}: no latents-*.safetensors in it; run `python -m trainers.dpo cache` again")
-    refs = list_clips(shards)
+    refs = list_clips(shards, noisy_states=True)
     clips = {ref.clip_id: ref for ref in refs}
     rows = [_row(r, folder / PREFERENCES, n) for n, r in enumerate(results_log.read(folder / PREFERENCES), 1)]
     if not rows:
@@ -87,19 +87,24 @@ def load(folder: str | Path) -> PairData:
 
 
 def split(data: PairData, share: float, seed: int) -> tuple[list[PairRow], list[PairRow]]:
-    """(training, held-out) rows with no prompt in both. share: of the prompts, at least one unless it is 0, never all.
+    """(training, held-out) rows with no prompt and no clip in both: clips' ids are digests of their content.
 
-    Raises DpoDataError where there are too few prompts to hold one out.
+    share: of the prompts, or of the groups of those that share clips, at least one unless it is 0, never all. Raises
+    DpoDataError where there are too few to hold one out.
     """
     if share == 0:
         return list(data.rows), []
-    prompts = sorted({row.prompt for row in data.rows})
-    if len(prompts) < 2:
-        raise DpoDataError("held-out figures need pairs of at least two prompts, found one; give more, or --held_out 0")
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
-    held = {prompts[i] for i in order[:count]}
-    return [r for r in data.rows if r.prompt not in held], [r for r in data.rows if r.prompt in held]
+    names = [row.prompt for row in data.rows]
+    groups = held_out.linked_names(names, [(("clip", row.winner), ("clip", row.loser)) for row in data.rows])
+    if len(set(groups)) < 2:
+        found = "one" if len(set(names)) == 1 else f"{len(set(names))} that share clips"
+        raise DpoDataError(
+            f"held-out figures need pairs of at least two prompts with clips of their own, found {found}; give more, or "
+            "--held_out 0"
+        )
+    held = held_out.draw(groups, share, seed)
+    sides = [[row for row, group in zip(data.rows, groups, strict=True) if (group in held) == side] for side in (False, True)]
+    return tuple(sides)
 
 
 def rows_digest(rows: Sequence[PairRow]) -> str:

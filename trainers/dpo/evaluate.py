@@ -20,6 +20,7 @@ from ..kernels.tuning.preference_loss import PreferenceLoss
 from ..reporting import intervals
 from ..reporting.intervals import Interval
 from ..running.device import init_distributed
+from ..running.output import require_output
 from ..running.progress import Bar
 from ..tuning import backbone, lora, lora_files, run_setup
 from ..tuning.backbone import EXPERTS
@@ -80,6 +81,8 @@ def levels_of(args) -> NoiseLevels:
 def run(args) -> int:
     if min(args.eval_levels, args.eval_noises, args.eval_batch_size) < 1:
         raise ValueError("--eval_levels, --eval_noises and --eval_batch_size must be 1 or more")
+    if args.json:
+        require_output(Path(args.json), overwrite=True, suffix=None)
     context = init_distributed(args.device)
     try:
         return _evaluate(args, context)

@@ -19,7 +19,7 @@ from ..running import accelerator as accelerators
 from ..running import results_log
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
-from ..running.output import provenance, require_output
+from ..running.output import provenance, require_output, require_output_folder
 from ..running.progress import Bar
 from ..tuning import arguments as shared
 from ..tuning import backbone, loop, memory_plan, run_setup, validation
@@ -55,6 +55,8 @@ def _train(args, context) -> int:
     if not args.dry_run:
         require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
+    if not args.dry_run:
+        require_output_folder(work)
     data = dpo_data.load(args.data)
     fit, held_out = dpo_data.split(data, args.held_out, args.seed)
     levels, settings, loss = evaluate.levels_of(args), shared.settings_of(args), arguments.loss_of(args)

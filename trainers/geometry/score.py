@@ -26,7 +26,7 @@ from ..kernels.video.sizes import BUCKETS
 from ..running import results_log, shares
 from ..running.identity import digest_of
 from ..running.inputs import describe, expand
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers import depth_files
 from ..scorers.geometry_files import BACKENDS, MAX_JOBS, GeometrySettings, ScoringError, Task, is_current, load_lpips, results
@@ -58,6 +58,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     settings = settings_of(args)
+    require_output_folder(args.output)
     left_out: Counter = Counter()
     clips = expand(args.videos, VIDEO_SUFFIXES, "videos", left_out)
     tasks = {name: Task(name, path, settings, _geometry(args.geometry, name)) for name, path in clips.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..kernels.files.atomic import write_atomic
 from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError
 from ..running.device import DTYPES
+from ..running.identity import content_digest
 from ..video.read import decode_clips
 from ..wan.vae import VaeError, WanVae
 from . import shards
@@ -18,13 +19,15 @@ STATUSES = ("encoded", "already encoded", "damaged", "skipped")
 
 @dataclass
 class VideoOutcome:
-    """The result for one video. status: one of STATUSES; clips, seconds: encoded; reason: what is wrong with it."""
+    """The result for one video. status: one of STATUSES; clips, seconds: encoded; reason: what is wrong with it; copy_of: the
+    file that was encoded in its place, because it has the same content."""
 
     status: str = "encoded"
     clips: int = 0
     seconds: float = 0.0
     fps: float | None = None
     reason: str | None = None
+    copy_of: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -36,29 +39,36 @@ def encode_video(
     writer: shards.Writer,
     present: shards.ShardContents,
     entry: dict | None = None,
+    variant: str = "",
 ) -> VideoOutcome:
-    """Encodes one video's clips into `writer`, except those that are `present`. An unusable video gets status "skipped", one
-    that is damaged after its first clips "damaged".
+    """Encodes one video's clips into `writer`, except those that are `present`, and adds them there. An unusable video gets
+    status "skipped", one that is damaged after its first clips "damaged", a copy of an encoded one "already encoded".
 
-    entry: further values for each clip's entry in the shard's header. Raises OSError where a shard cannot be written.
+    entry: further values for each clip's entry in the shard's header; variant: a file's clips are stored once for each.
+    Raises OSError where the video or the folder cannot be read or a shard cannot be written.
     """
     outcome = VideoOutcome(notes=report.notes)
-    video = shards.video_id(report.name, path, writer.settings)
+    video = present.id_of(report.name, path, writer.settings, variant)
+    outcome.copy_of = copied_from(present, video, report.name)
     if present.has_video(video, options.max_clips):
         outcome.status = "already encoded"
         return outcome
-    if present.sources.get(report.name, set()) - {video}:
+    content = content_digest(path)
+    if present.earlier_of(report.name, video):
         report.note("the file changed since it was encoded: its old clips are still in the folder; --overwrite starts afresh")
     count = 0
     try:
         for clip in decode_clips(path, options, report):
-            clip_id = shards.clip_id(report.name, video, clip.index)
-            if clip_id not in present.clips:
+            if not present.has_window(video, clip.index):
+                clip_id = shards.clip_id(report.name, video, clip.index)
                 z = vae.encode(clip.frames).to(DTYPES[writer.settings["dtype"]])
                 length, _, height, width = clip.frames.shape
-                described = {"source": report.name, "video": video, "window": clip.index, "start_frame": clip.start_frame}
+                described = {"source": report.name, "content": content, "video": video, "window": clip.index}
+                described["start_frame"] = clip.start_frame
                 described |= {"start_s": round(clip.start_s, 6), "fps": round(clip.fps, 6)}
-                writer.add(clip_id, z, described | {"frames": length, "width": width, "height": height} | (entry or {}))
+                described |= {"frames": length, "width": width, "height": height} | (entry or {})
+                present.add(clip_id, described)
+                writer.add(clip_id, z, described)
             count += 1
             outcome.clips, outcome.fps = count, clip.fps
             outcome.seconds += clip.frames.shape[0] / clip.fps
@@ -68,8 +78,15 @@ def encode_video(
         kept = f"; clips before the damage are kept: {count}" if count else ""
         outcome.status, outcome.reason = "damaged" if count else "skipped", reason + kept
         return outcome
-    writer.finish_video(video, {"source": report.name, "clips": count, "max_clips": options.max_clips})
+    present.videos[video] = {"source": report.name, "clips": count, "max_clips": options.max_clips}
+    writer.finish_video(video, present.videos[video])
     return outcome
+
+
+def copied_from(present: shards.ShardContents, video: str, name: str) -> str | None:
+    """The name of the file that a video was encoded from, if that is another one than `name`."""
+    source = present.clip_of(video).get("source") or present.videos.get(video, {}).get("source")
+    return source if source != name else None
 
 
 def summary(outcomes: dict[str, VideoOutcome], pending: int) -> str:
@@ -82,14 +99,15 @@ def summary(outcomes: dict[str, VideoOutcome], pending: int) -> str:
     if pending:
         lines.append(f"{pending:6d}  not reached")
     lines += [f"        {o.reason}" for o in (*groups["damaged"], *groups["skipped"])]
+    lines += [f"        {name}: a copy of {o.copy_of}, which is encoded" for name, o in outcomes.items() if o.copy_of]
     lines += [f"        {name}: {note}" for name, o in outcomes.items() if o.status == "encoded" for note in o.notes]
     return "\n".join(lines)
 
 
 def write_report(path: Path, outcomes: dict[str, VideoOutcome], settings: dict, pending: int) -> None:
-    """Writes report.json: per video its status, clips, reason and notes; then totals. pending: videos not reached.
+    """Writes report.json: per video its status, clips, reason, notes and what it is a copy of; then totals.
 
-    Raises OSError.
+    pending: videos not reached. Raises OSError.
     """
     statuses = [o.status for o in outcomes.values()]
     report = {

@@ -4,18 +4,22 @@ A shard is a file of kind "latents": one tensor per clip, [C, T, h, w], normalis
 
   state     "normalised"
   settings  all that determines the latents: size, fps, frames, hdr, dtype, vae_dtype, tiling, vae (digest of its weights)
-  clips     {clip id: {source, video, window, start_frame, start_s, fps, frames, width, height}}; source: relative file name
+  clips     {clip id: {source, content, video, window, start_frame, start_s, fps, frames, width, height, holds, digest}};
+            source: relative file name; content: digest of the file
   videos    {video id: {source, clips, max_clips}} for each video whose last clip is in this shard
 
-A video id is a digest of file name, size, modification time and settings, so a changed file is another video. A video
-may span shards; it is complete only when its id is in `videos`. "window" is the clip's index in its video.
+A video id is a digest of the file's content and of the settings, so a copy is the same video whatever its name and times, and
+a changed file is another one. Earlier versions took file name, size and modification time instead of the content: an id of
+theirs that a folder has stays valid for its file. A video may span shards; it is complete only when its id is in `videos`.
+"window" is the clip's index in its video. A shard's number is reserved before it is written, so several processes may write
+into one folder.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,6 +30,7 @@ from torch import Tensor
 from ..kernels.files import header as file_header
 from ..kernels.files.latents import write_latents
 from ..kernels.latent_space import LatentSpace
+from ..running.identity import content_digest
 
 PATTERN = re.compile(r"latents-(\d+)of(\d+)-(\d+)\.safetensors")
 
@@ -36,23 +41,69 @@ class ShardError(ValueError):
 
 @dataclass
 class ShardContents:
-    """What a folder's shards hold. clips: ids; videos: {id: entry} of complete videos; sources: {file name: video ids}."""
+    """What a folder's shards hold. clips: {id: entry}; videos: {id: entry} of complete videos."""
 
-    clips: set[str] = field(default_factory=set)
+    clips: dict[str, dict] = field(default_factory=dict)
     videos: dict[str, dict] = field(default_factory=dict)
-    sources: dict[str, set[str]] = field(default_factory=dict)
+    _windows: dict[str, dict[int, dict]] = field(default_factory=dict)
+    _sources: dict[str, set[str]] = field(default_factory=dict)
+    _earlier: dict[str, str] = field(default_factory=dict)
 
-    def has_video(self, video_id: str, max_clips: int) -> bool:
+    def add(self, clip: str, entry: dict) -> None:
+        """Notes a clip and its entry in a header."""
+        self.clips[clip] = entry
+        self._windows.setdefault(entry["video"], {})[entry.get("window", 0)] = entry
+        self._sources.setdefault(entry["source"], set()).add(entry["video"])
+
+    def recognise(self, copies: Iterable[tuple[str, Path]], settings: dict) -> None:
+        """Lets `id_of` give copies of a video of an earlier version that version's id. copies: (name, file) of all that have
+        copies, originals among them. Raises OSError."""
+        for name, path in copies:
+            earlier = earlier_video_id(name, path, settings)
+            if self.has_any(earlier):
+                self._earlier[content_digest(path)] = earlier
+
+    def id_of(self, name: str, path: Path, settings: dict, variant: str = "") -> str:
+        """The id of a file's video: `video_id`, or that of an earlier version where the folder has it. Raises OSError."""
+        earlier = earlier_video_id(name, path, settings)
+        if self.has_any(earlier):
+            return earlier
+        content = content_digest(path)
+        return self._earlier.get(content) or video_id(content, settings, variant)
+
+    def has_any(self, video: str) -> bool:
+        """Whether a video is complete or has a clip."""
+        return video in self.videos or video in self._windows
+
+    def has_window(self, video: str, index: int) -> bool:
+        """Whether the clip `index` of a video is present."""
+        return index in self._windows.get(video, {})
+
+    def clip_of(self, video: str) -> dict:
+        """The entry of one of a video's clips; empty where there is none."""
+        return next(iter(self._windows.get(video, {}).values()), {})
+
+    def earlier_of(self, name: str, video: str) -> bool:
+        """Whether there are clips of another video whose file had this name."""
+        return bool(self._sources.get(name, set()) - {video})
+
+    def has_video(self, video: str, max_clips: int) -> bool:
         """Whether all wanted clips of this video are present; max_clips 0 means all that the video has."""
-        entry = self.videos.get(video_id)
+        entry = self.videos.get(video)
         if entry is None:
             return False
         whole = entry["max_clips"] == 0 or entry["clips"] < entry["max_clips"]
         return whole or 0 < max_clips <= entry["max_clips"]
 
 
-def video_id(name: str, path: Path, settings: dict) -> str:
-    """16 hexadecimal digits that change with the file's name, size and modification time, and with the settings."""
+def video_id(content: str, settings: dict, variant: str = "") -> str:
+    """16 hexadecimal digits that change with a file's content (`identity.content_digest`), the settings, and `variant`: what
+    else is made of the file."""
+    return hashlib.sha256(json.dumps([content, settings, variant], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def earlier_video_id(name: str, path: Path, settings: dict) -> str:
+    """The id that earlier versions gave a video, by the file's name, size and modification time."""
     stat = path.stat()
     text = json.dumps([name, stat.st_size, stat.st_mtime_ns, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -79,10 +130,9 @@ def scan(folder: Path, settings: dict) -> ShardContents:
                 f"{path}: made with other settings ({', '.join(differing)}); "
                 "give another --output, or --overwrite to start again"
             )
-        present.clips.update(config["clips"])
         present.videos.update(config["videos"])
-        for clip in config["clips"].values():
-            present.sources.setdefault(clip["source"], set()).add(clip["video"])
+        for clip, entry in config["clips"].items():
+            present.add(clip, entry)
     return present
 
 

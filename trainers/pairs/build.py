@@ -27,7 +27,7 @@ from ..preferences import groups as candidate_groups
 from ..preferences import manifest
 from ..preferences.clips import ClipReader
 from ..running import results_log, shares
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..scorers.arguments import add_clips, add_computing, add_scorers, check, clip_options, scoring_options
 from ..scorers.scores import SCORERS, STORED, Scores, gather, require_possible, score
 from . import contact_sheet
@@ -78,6 +78,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     weights, limits = weights_of(args.by), limits_of(args)
+    require_output_folder(args.output)
     share, device = shares.begin(args, args.device)
     args.device = str(device)
     with share:

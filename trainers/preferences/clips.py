@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError
 from ..kernels.video.sizes import nearest_bucket
-from ..latents.read import ClipRef, LatentDataError, list_clips, read_clip
+from ..latents.read import AUTO, ClipRef, LatentDataError, list_clips, read_clip
 from ..running.device import DTYPES, dtype_for, pick_device
 from ..running.identity import weights_identity
 from ..video.read import decode_clips
@@ -26,7 +26,8 @@ BAD_CLIP = (VideoError, ValueError, OSError)
 @dataclass(frozen=True)
 class ClipOptions:
     """vae: file or folder, None where no clip needs one; vae_dtype: "auto" or a name of DTYPES; tiling: encode and decode in
-    tiles; size: of kernels.video.sizes; fps, frames: at which, and of how many at most, videos are encoded."""
+    tiles; size: of kernels.video.sizes; fps, frames: at which, and of how many at most, videos are encoded; pt_axes: of
+    latents.read.PT_AXES."""
 
     vae: str | None = None
     vae_dtype: str = "auto"
@@ -35,6 +36,7 @@ class ClipOptions:
     fps: float = 16.0
     frames: int = 81
     device: str = "auto"
+    pt_axes: str = AUTO
 
 
 class ClipReader:
@@ -59,11 +61,15 @@ class ClipReader:
         """(normalised z [C, T, h, w] float32 on the CPU, its LatentSpace). Raises some of BAD_CLIP, naming the file."""
         if candidate.latents is not None:
             ref = clip_of(candidate.latents)
-            return read_clip(ref), ref.space
+            return self.read(ref), ref.space
         size = self.options.size
         decoding = DecodeOptions(lambda w, h: nearest_bucket(size, w, h), self.options.fps, self.options.frames)
         clip = next(decode_clips(candidate.video, decoding, SourceReport(candidate.name)))
         return self.vae.encode(clip.frames), self.vae.space
+
+    def read(self, ref: ClipRef) -> Tensor:
+        """As latents.read.read_clip under these options."""
+        return read_clip(ref, pt_axes=self.options.pt_axes)
 
     def frames(self, latents: Path) -> Tensor:
         """uint8 [T, H, W, 3], decoded from a file's one clip. Raises LatentDataError, LatentSpaceError or VaeError."""
@@ -72,14 +78,15 @@ class ClipReader:
             raise LatentSpaceError(
                 f"{latents}: '{ref.space.id}' latents, but the VAE {self.vae.name} is of '{self.vae.space.id}'"
             )
-        return decode(self.vae, read_clip(ref))
+        return decode(self.vae, self.read(ref))
 
     def described(self, groups: Sequence[Group]) -> dict:
-        """What decides latents that are encoded here, for a digest of settings; empty where all candidates have latents."""
-        if all(c.latents is not None for g in groups for c in g.candidates):
-            return {}
+        """What decides latents that are encoded or read here, for a digest of settings; empty where files alone decide."""
         o = self.options
-        return {
+        axes = {} if o.pt_axes == AUTO else {"pt_axes": o.pt_axes}
+        if all(c.latents is not None for g in groups for c in g.candidates):
+            return axes
+        return axes | {
             "vae": weights_identity(o.vae), "vae_dtype": o.vae_dtype, "tiling": o.tiling, "size": o.size, "fps": o.fps,
             "frames": o.frames,
         }  # fmt: skip

@@ -1,8 +1,9 @@
 """Groups of candidate clips, one prompt per group: subfolders of a folder, or preference records.
 
-Each subfolder has the clips of one prompt: videos, latents (.safetensors, .latent, .pt, one clip per file), or both for one
-clip under one name (a.mp4 and a.safetensors). The prompt is the text of its prompt.txt, otherwise the folder's name. A folder
-that has clips of its own and no such subfolder is one group.
+Each subfolder has the clips of one prompt: videos, latents (.safetensors, .latent, .pt, .pth, one clip per file), or both for
+one clip under one name (a.mp4 and a.safetensors). The prompt is the text of its prompt.txt, otherwise the folder's name. A
+folder that has clips of its own and no such subfolder is one group. Files of this pack that hold no finished clip are left
+out, which is said.
 """
 
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ..kernels.files import lines, preference_records
 from ..kernels.geometry.record import GeometryRecord
-from ..latents.read import LATENT_SUFFIXES
+from ..latents.read import LATENT_SUFFIXES, clip_files
 from ..video.read import VIDEO_SUFFIXES
 
 PROMPT = "prompt.txt"
@@ -102,7 +103,7 @@ def _of_folder(folder: Path) -> list[Group]:
 def _of_subfolder(folder: Path) -> Group:
     name = folder.resolve().name
     found: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != "."):
+    for path in clip_files(p for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "."):
         suffix = path.suffix.lower()
         kind = "video" if suffix in VIDEO_SUFFIXES else "latents" if suffix in LATENT_SUFFIXES else None
         if kind and found[path.stem].setdefault(kind, path) is not path:

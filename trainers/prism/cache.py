@@ -2,12 +2,14 @@
 
 The table is a .csv or .jsonl in one of the formats of `trainers.preferences.tables`: pairs of VideoAlign or
 VideoGen-RewardBench, rows of scores, a manifest of `trainers.pairs build`, or a folder of preference records. Its clips are
-videos, or latents (.safetensors, .latent), which are stored as they are. An interrupted run continues where it stopped.
-Pairs with a clip that cannot be read are left out; report.json gives the reason.
+videos, or latents (.safetensors, .latent, .pt, .pth), which are stored as they are. An interrupted run continues where it
+stopped. Pairs with a clip that cannot be read are left out; report.json gives the reason. Copies of one clip under several
+names are encoded once for each prompt, and stand for one run.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,12 +18,14 @@ from ..kernels.latent_space import LatentSpace
 from ..kernels.video.clips import DecodeOptions, SourceReport
 from ..kernels.video.sizes import MULTIPLE
 from ..latents import shards
-from ..latents.encode_videos import VideoOutcome, encode_video, summary, write_report
+from ..latents.arguments import add_pt_axes, pt_axes_setting
+from ..latents.encode_videos import VideoOutcome, copied_from, encode_video, summary, write_report
 from ..latents.read import LATENT_SUFFIXES, LatentDataError, list_clips, read_clip
 from ..preferences import tables
 from ..preferences.tables import Pair, PairsError
 from ..running.device import DTYPES, dtype_for, pick_device
-from ..running.output import provenance
+from ..running.identity import content_digest
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..wan import vae as wan_vae
 from ..wan.prompts import add_encoder, embed, encoder_options, read_embeddings, text_id, write_embeddings
@@ -47,6 +51,7 @@ def add_arguments(parser) -> None:
     clips.add_argument("--frames", type=int, default=81, help="per clip, 4n+1 (default 81); shorter videos give shorter clips")
     clips.add_argument("--fps", type=float, default=16.0, help="frames per second (default 16); slower videos keep their rate")
     clips.add_argument("--latent_dtype", choices=("float16", "float32"), default="float16", help="as stored (default float16)")
+    add_pt_axes(clips)
     compute = parser.add_argument_group("computing")
     compute.add_argument(
         "--vae_dtype", choices=("auto", *DTYPES), default="auto", help="auto: float32 on a CPU, else bfloat16"
@@ -58,6 +63,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     notes = tables.TableNotes()
     pairs = tables.read(args.pairs, args.root, args.dimensions, notes)
     pairs = tables.with_files(pairs, str(args.pairs), notes)
@@ -73,16 +79,21 @@ def run(args) -> int:
     clips = clips_of(pairs, base)
     prompts = {text_id(p.prompt): p.prompt for p in pairs}
     texts = _texts(prompts, args)
-    space, outcomes = _encode(clips, args)
+    space, outcomes, runs = _encode(clips, args)
     write_embeddings(args.output / TEXTS, texts, space, provenance(args.argv, "trainers.prism"), prompts)
     rows = [_row(p, base) for p in pairs]
     usable = {name for name, o in outcomes.items() if o.status not in ("damaged", "skipped")}
-    kept = [r for r in rows if r.a in usable and r.b in usable]
-    if not kept:
+    readable = [r for r in rows if r.a in usable and r.b in usable]
+    if not readable:
         raise PairsError(f"{args.pairs}: none of its {len(rows)} pairs has two readable clips; see report.json")
+    kept = [replace(r, a=runs[r.a], b=runs[r.b]) for r in readable if runs[r.a] != runs[r.b]]
+    if not kept:
+        raise PairsError(f"{args.pairs}: in each of its {len(readable)} readable pairs both clips have the same content")
     write_rows(args.output, kept)
     print(summary(outcomes, 0))
     print(f"{args.output}: {len(kept)} of {len(rows)} pairs, {len(prompts)} prompts")
+    if len(kept) < len(readable):
+        print(f"{len(readable) - len(kept)} pairs are left out: both of their clips have the same content")
     return 0
 
 
@@ -122,13 +133,14 @@ def _texts(prompts: dict[str, str], args) -> dict[str, torch.Tensor]:
     return {k: known[k] for k in prompts}
 
 
-def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict[str, VideoOutcome]]:
+def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict[str, VideoOutcome], dict[str, str]]:
+    """(latent space, {clip: outcome}, {clip: run that has its latents})."""
     videos = any(path.suffix.lower() not in LATENT_SUFFIXES for path, _ in clips.values())
     if videos and args.vae is None:
         raise ValueError(f"{args.pairs}: lists videos, so --vae is needed to encode them")
     settings = {
         "size": f"{args.width}x{args.height}", "fps": args.fps, "frames": args.frames, "dtype": args.latent_dtype,
-    }  # fmt: skip
+    } | pt_axes_setting(args)  # fmt: skip
     vae = None
     if videos:
         device = pick_device(args.device)
@@ -139,15 +151,18 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
     present = shards.scan(args.output, settings)
     writer = shards.Writer(args.output, space, settings, provenance(args.argv, "trainers.prism"), size=args.shard_clips)
     options = DecodeOptions((lambda w, h: (args.width, args.height)), args.fps, args.frames)
-    outcomes = {}
+    outcomes, runs = {}, {}
     try:
         with Bar("encoding", len(clips), "clip") as bar:
             for name, (path, prompt) in clips.items():
                 entry = {"run": name, "prompt": text_id(prompt), "sigma": None}
                 if path.suffix.lower() in LATENT_SUFFIXES:
-                    outcomes[name] = _copy_latent(name, path, entry, writer, present)
+                    outcomes[name] = _copy_latent(name, path, entry, writer, present, args.pt_axes)
                 else:
-                    outcomes[name] = encode_video(path, SourceReport(name), options, vae, writer, present, entry)
+                    source = SourceReport(name)
+                    outcomes[name] = encode_video(path, source, options, vae, writer, present, entry, entry["prompt"])
+                video = present.id_of(name, path, settings, entry["prompt"])
+                runs[name] = present.clip_of(video).get("run", name)
                 bar.add()
     except torch.OutOfMemoryError as e:
         raise wan_vae.VaeError(f"{name}: out of memory at {settings['size']}; try --tiling or a smaller size") from e
@@ -157,26 +172,29 @@ def _encode(clips: dict[str, tuple[Path, str]], args) -> tuple[LatentSpace, dict
         write_report(args.output / "report.json", outcomes, settings, len(clips) - len(outcomes))
         if len(outcomes) < len(clips):
             print(f"{len(outcomes)} of {len(clips)} clips done; run the same command again to continue", file=sys.stderr)
-    return space, outcomes
+    return space, outcomes, runs
 
 
 def _copy_latent(
-    name: str, path: Path, entry: dict, writer: shards.Writer, present: shards.ShardContents
+    name: str, path: Path, entry: dict, writer: shards.Writer, present: shards.ShardContents, pt_axes: str
 ) -> VideoOutcome:
     """Copies a file of latents, which must hold one clip."""
-    video = shards.video_id(name, path, writer.settings)
+    video = present.id_of(name, path, writer.settings, entry["prompt"])
     if present.has_video(video, 1):
-        return VideoOutcome("already encoded")
+        return VideoOutcome("already encoded", copy_of=copied_from(present, video, name))
     try:
         refs = list_clips([path], writer.space)
         if len(refs) != 1:
             raise LatentDataError(f"{path}: holds {len(refs)} clips, expected one")
-        z = read_clip(refs[0])
+        z = read_clip(refs[0], pt_axes=pt_axes)
     except ValueError as e:
         return VideoOutcome("skipped", reason=str(e))
-    source = {"source": name, "video": video, "window": 0}
-    writer.add(shards.clip_id(name, video, 0), z.to(DTYPES[writer.settings["dtype"]]), source | entry)
-    writer.finish_video(video, {"source": name, "clips": 1, "max_clips": 1})
+    entry = {"source": name, "content": content_digest(path), "video": video, "window": 0} | entry
+    clip_id = shards.clip_id(name, video, 0)
+    present.add(clip_id, entry)
+    present.videos[video] = {"source": name, "clips": 1, "max_clips": 1}
+    writer.add(clip_id, z.to(DTYPES[writer.settings["dtype"]]), entry)
+    writer.finish_video(video, present.videos[video])
     return VideoOutcome(clips=1)
 
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ..kernels.files import header as file_header
 from ..kernels.files.atomic import write_atomic
-from ..kernels.files.latents import write_latents
+from ..kernels.files.latents import write_unused_latents
 from ..kernels.files.preference_records import Record
 from ..kernels.latent_space import WAN21
 from ..running import shares
 from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for
-from ..running.output import provenance
+from ..running.output import provenance, require_output_folder
 from ..running.progress import Bar
 from ..scorers.latent_view import ConditionalNetwork, LatentView
 from ..scorers.model_reward import MODEL_REWARDS, reward_of
@@ -71,8 +71,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args)
+    require_output_folder(args.output)
     require_no_manifest(args.output)
     if args.records is not None:
+        require_output_folder(args.records)
         records_of_runs.require_usable(args.records)
     texts, header = file_header.read(args.texts, "texts")
     prompts = sorted(k for k in texts if k != args.negative)
@@ -130,7 +132,11 @@ def _sample(
                         clips[key] = entry
                 bar.add_many(len(seeds))
             notes = provenance(args.argv, "trainers.prism")
-            write_latents(target, tensors, WAN21, clips, settings=settings, provenance=notes)
+            try:
+                write_unused_latents([target], tensors, WAN21, clips, settings=settings, provenance=notes)
+            except FileExistsError:
+                # Another process has sampled this prompt in the meantime: its runs are the same, or its settings are named.
+                _require_same(target, settings)
             _record(args, named, target)
 
 

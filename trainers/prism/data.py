@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..kernels import held_out
 from ..kernels.files import header as file_header
 from ..kernels.files import lines
 from ..kernels.files.atomic import write_atomic
 from ..kernels.latent_space import LatentSpace
-from ..latents.read import ClipRef, list_clips, read_clip, shape_of
+from ..latents.read import ClipRef, list_clips, read_clip, related, shape_of
 from ..preferences.manifest import COMPARISONS, PAIRS, is_comparisons, is_manifest
 from ..scorers.prism_network import noised
 
@@ -59,6 +60,7 @@ class PreferenceData:
     rows: list[Row]
     dimensions: tuple[str, ...] = field(default=())
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _groups: dict[str, str] = field(default_factory=dict, repr=False)
 
     def sigmas(self) -> list[float]:
         """Noise levels of the stored intermediate latents, descending; empty where all latents are clean."""
@@ -227,17 +229,31 @@ def common_shape(row: Row, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...
 
 
 def split(data: PreferenceData, share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(training, held-out) rows with no prompt in both. share: of the prompts to hold out, at least one, never all.
+    """(training, held-out) rows with no prompt and no clip in both. share: of the groups to hold out, at least one, never all.
 
-    Raises PrismDataError for fewer than two prompts.
+    Raises PrismDataError for fewer than two groups of `prompt_groups`.
     """
-    prompts = sorted({row.prompt for row in data.rows})
-    if len(prompts) < 2:
-        raise PrismDataError(f"held-out figures need at least two prompts, found {len(prompts)}")
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
-    held = {prompts[i] for i in order[:count]}
-    return [r for r in data.rows if r.prompt not in held], [r for r in data.rows if r.prompt in held]
+    groups = prompt_groups(data)
+    if len(set(groups.values())) < 2:
+        prompts = len(groups)
+        found = f"{prompts} prompts whose runs share clips" if prompts > 1 else prompts
+        raise PrismDataError(f"held-out figures need at least two prompts with clips of their own, found {found}")
+    held = held_out.draw(groups.values(), share, seed)
+    return [r for r in data.rows if groups[r.prompt] not in held], [r for r in data.rows if groups[r.prompt] in held]
+
+
+def prompt_groups(data: PreferenceData) -> dict[str, str]:
+    """{prompt: name of its group}: prompts whose runs are related (`latents.read.related`) are in one group.
+
+    A clip that the folder has no digest of, as in those of earlier versions, is read. Raises LatentDataError for a damaged
+    one.
+    """
+    if not data._groups:
+        names = [row.prompt for row in data.rows]
+        known = {run: related(_one_state(data.runs[run])) for run in {r for row in data.rows for r in (row.a, row.b)}}
+        groups = held_out.linked_names(names, [known[row.a] + known[row.b] for row in data.rows])
+        data._groups.update(zip(names, groups, strict=True))
+    return data._groups
 
 
 def require_classes(rows: Sequence[Row], source: str | Path) -> None:
@@ -245,6 +261,11 @@ def require_classes(rows: Sequence[Row], source: str | Path) -> None:
     for name in sorted({d for row in rows for d in row.outcome}):
         if not any(row.outcome.get(name) for row in rows):
             raise PrismDataError(f"{source}: in dimension '{name}' every training pair is a tie; leave that dimension out")
+
+
+def _one_state(states: Mapping[float | None, ClipRef]) -> ClipRef:
+    """The clean latent of a run, or its least noisy one."""
+    return states[min(states, key=lambda sigma: sigma or 0.0)]
 
 
 def _entry_of(ref: ClipRef) -> dict:

@@ -7,6 +7,7 @@ from ..kernels.files.atomic import write_atomic
 from ..kernels.prism import files
 from ..kernels.prism.backbone import BackboneError
 from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, pick_device
+from ..running.output import require_output
 from ..scorers.prism_network import Scorer
 from ..wan import dit as wan_dit
 from . import data as prism_data
@@ -29,6 +30,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    if args.json:
+        require_output(args.json, overwrite=True, suffix=None)
     device = pick_device(args.device)
     loaded = files.load(args.head)
     data = prism_data.load(args.data)

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ..kernels.files import lines
+from ..running.output import require_output_folder
 from . import data as prism_data
 from .data import PrismDataError, Row
 
@@ -24,6 +25,7 @@ def run(args) -> int:
     if args.tie < 0:
         raise ValueError(f"--tie must be 0 or more, got {args.tie}")
     prism_data.require_no_manifest(args.data)
+    require_output_folder(args.data)
     runs = {name: prompt for prompt, names in prism_data.runs_of(args.data).items() for name in names}
     scores = read_scores(args.scores)
     unknown = [name for name in scores if name not in runs]

@@ -15,7 +15,7 @@ from ..running import accelerator as accelerators
 from ..running import checkpoint
 from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, init_distributed
 from ..running.loop import CheckpointOptions
-from ..running.output import provenance, require_output
+from ..running.output import provenance, require_output, require_output_folder
 from ..running.progress import Bar
 from ..scorers.prism_network import Scorer
 from ..wan import dit as wan_dit
@@ -84,20 +84,23 @@ def run(args) -> int:
 
 
 def held_out_halves(data: PreferenceData, share: float, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
-    """(training rows, rows to fit tie thresholds on, rows to report), with no prompt in two of them.
+    """(training rows, rows to fit tie thresholds on, rows to report), with no prompt and no clip in two of them.
 
-    With two held-out prompts or fewer there are no rows to fit thresholds on. Raises PrismDataError for a single prompt.
+    With two held-out groups of prompts or fewer there are no rows to fit thresholds on. Raises PrismDataError as
+    prism.data.split does.
     """
     fit, held_out = prism_data.split(data, share, seed)
-    prompts = sorted({row.prompt for row in held_out})
-    tie_prompts = set(prompts[1::2]) if len(prompts) > 2 else set()
-    return fit, [r for r in held_out if r.prompt in tie_prompts], [r for r in held_out if r.prompt not in tie_prompts]
+    groups = prism_data.prompt_groups(data)
+    names = sorted({groups[row.prompt] for row in held_out})
+    ties = set(names[1::2]) if len(names) > 2 else set()
+    return fit, [r for r in held_out if groups[r.prompt] in ties], [r for r in held_out if groups[r.prompt] not in ties]
 
 
 def _train(args, context) -> int:
     output = Path(args.output)
     require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
+    require_output_folder(work)
     data = prism_data.load(args.data)
     fit, tie_rows, held_out = held_out_halves(data, args.held_out, args.seed)
     prism_data.require_classes(fit, args.data)

@@ -1,6 +1,7 @@
 """Arguments of commands that score clips: the scorers' files and settings, how clips are read, and on what it is computed."""
 
 from ..kernels.video.sizes import BUCKETS
+from ..latents.arguments import add_pt_axes
 from ..preferences.clips import ClipOptions
 from ..running.device import BACKBONE_DTYPE, DTYPES, dtype_for, pick_device
 from ..wan.prompts import add_encoder, encoder_options
@@ -41,6 +42,7 @@ def add_clips(clips) -> None:
     clips.add_argument("--size", choices=list(BUCKETS), default="480p", help="that videos are encoded at (default 480p)")
     clips.add_argument("--fps", type=float, default=16.0, help="that videos are encoded at (default 16)")
     clips.add_argument("--frames", type=int, default=81, help="at most, 4n+1 (default 81)")
+    add_pt_axes(clips)
 
 
 def add_computing(compute) -> None:
@@ -66,7 +68,7 @@ def check(args) -> None:
 
 def clip_options(args) -> ClipOptions:
     """How clips are encoded and decoded."""
-    return ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device)
+    return ClipOptions(args.vae, args.vae_dtype, args.tiling, args.size, args.fps, args.frames, args.device, args.pt_axes)
 
 
 def scoring_options(args) -> ScoringOptions:

@@ -1,7 +1,7 @@
 """The arguments by which Shell-LCC commands take latents."""
 
 from ..kernels.latent_space import NORMALISED, RAW
-from ..latents.read import AXES
+from ..latents.arguments import add_pt_axes
 
 
 def add_latents(group, flag: str, required: bool, text: str) -> None:
@@ -9,10 +9,7 @@ def add_latents(group, flag: str, required: bool, text: str) -> None:
     group.add_argument(flag, dest="latents", nargs="+", required=required, metavar="PATH", help=text)
     group.add_argument(
         "--pt_state", choices=(NORMALISED, RAW), default=NORMALISED,
-        help="what .pt files hold (default normalised)",
+        help="what .pt and .pth files hold (default normalised)",
     )  # fmt: skip
-    group.add_argument(
-        "--pt_axes", choices=AXES, default="auto",
-        help="order of a .pt file's axes (default auto: by size, or by which neighbours look alike)",
-    )  # fmt: skip
+    add_pt_axes(group)
     group.add_argument("--trust_state", action="store_true", help="do not check this state against the latents' statistics")

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels import latent_space
+from ..kernels import held_out, latent_space
 from ..kernels.latent_space import LatentSpace, LatentSpaceError
 from ..kernels.shell_lcc import evaluation
 from ..kernels.shell_lcc.manifold import ShellManifold
-from ..latents.read import ClipRef, list_clips, read_clip, shape_of
+from ..latents.read import ClipRef, digest_of, list_clips, read_clip, related, shape_of
 
 ONE_CLIP = "one clip only: its last third of latent frames is held out, which flatters the figures; give more clips"
+ONE_VIDEO = "all clips are of one video: the held-out ones resemble the others, which flatters the figures"
 
 
 @dataclass
@@ -31,21 +32,27 @@ class FitData:
 def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> FitData:
     """Reads args.latents and splits them by args.held_out, args.seed, args.max_tokens and args.max_held_out_tokens.
 
-    The same arguments and files give the same tokens in the same order. Raises InputError, LatentDataError, FormatError,
-    LatentSpaceError or SplitError.
+    Clips of one video, of its copies, and equal latents are on one side. Where all clips are related, only equal latents are
+    kept together, and a note says so. The same arguments and files give the same tokens in the same order. Raises InputError,
+    LatentDataError, FormatError, LatentSpaceError or SplitError.
     """
     space = latent_space.by_id(args.latent_space) if args.latent_space else None
-    refs = list_clips(args.latents, space)
+    notes: list[str] = []
+    refs = list_clips(args.latents, space, say=notes.append)
     resolutions: set[str] = set()
 
     def read(ref: ClipRef) -> Tensor:
-        z = read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)
+        z = _read(ref, args)
         resolutions.add(resolution(z, ref.space))
         on_clip(ref.clip_id)
         return z
 
-    notes = []
-    if len(refs) == 1:
+    videos = [] if len(refs) == 1 else groups_of(refs, args)
+    if len(refs) > 1 and len(set(videos)) == 1:
+        notes.append(ONE_VIDEO)
+        digests = [digest_of(ref, lambda ref: _read(ref, args)) for ref in refs]
+        videos = [str(first) for first in held_out.linked([[digest] for digest in digests])]
+    if len(set(videos)) < 2:
         notes.append(ONE_CLIP)
         first, last = evaluation.split_frames(read(refs[0]))
         clip_id, total = refs[0].clip_id, first[0].numel()
@@ -53,10 +60,7 @@ def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Fit
         held = [(clip_id, evaluation.draw_frames(last, args.max_held_out_tokens))]
         fit_count = 1
     else:
-        videos = [str((ref.entry or {}).get("video", ref.clip_id)) for ref in refs]
         fit, measure = evaluation.held_out_split(videos, args.held_out, args.seed)
-        if len({videos[i] for i in fit} & {videos[i] for i in measure}):
-            notes.append("all clips are of one video: the held-out ones resemble the others, which flatters the figures")
         sizes = [_size(refs[i], args) for i in fit]
         total, fit_count = sum(sizes), len(fit)
         shares = evaluation.quotas(sizes, args.max_tokens)
@@ -81,6 +85,12 @@ def load_fit_data(args: argparse.Namespace, on_clip=lambda clip_id: None) -> Fit
     return FitData(refs[0].space, tokens[order], held, facts, notes)
 
 
+def groups_of(refs: list[ClipRef], args: argparse.Namespace) -> list[str]:
+    """A name for the side of a split that each clip belongs on: clips with one name are related (`latents.read.related`)."""
+    names = [str((ref.entry or {}).get("video", ref.clip_id)) for ref in refs]
+    return held_out.linked_names(names, [related(ref, lambda ref: _read(ref, args)) for ref in refs])
+
+
 def list_clips_for(manifold: ShellManifold, path: Path, args: argparse.Namespace) -> list[ClipRef]:
     """The clips of args.latents, which must be of the manifold's latent space.
 
@@ -95,7 +105,7 @@ def list_clips_for(manifold: ShellManifold, path: Path, args: argparse.Namespace
 def iterate_clips(refs: list[ClipRef], args: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
     """(clip id, normalised z [C, T, h, w] fp32) of every clip, read one at a time."""
     for ref in refs:
-        yield ref.clip_id, read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)
+        yield ref.clip_id, _read(ref, args)
 
 
 def resolution(z: Tensor, space: LatentSpace) -> str:
@@ -109,4 +119,8 @@ def _size(ref: ClipRef, args: argparse.Namespace) -> int:
         shape = shape_of(ref)
         if len(shape) == 4:
             return shape[1] * shape[2] * shape[3]
-    return read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)[0].numel()
+    return _read(ref, args)[0].numel()
+
+
+def _read(ref: ClipRef, args: argparse.Namespace) -> Tensor:
+    return read_clip(ref, args.pt_state, args.trust_state, args.pt_axes)

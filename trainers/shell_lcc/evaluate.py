@@ -23,7 +23,7 @@ KEYS = ("mean", "median", "p05", "p95")
 
 def add_arguments(parser) -> None:
     parser.add_argument("--manifold", required=True, metavar="FILE", help="made by `fit` or `import`")
-    add_latents(parser, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt")
+    add_latents(parser, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt, .pth")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here; replaces an existing file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 

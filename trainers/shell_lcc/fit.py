@@ -21,7 +21,7 @@ from ..kernels.shell_lcc.predictor import Predictor
 from ..running import checkpoint
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
-from ..running.output import format_table, provenance, require_output
+from ..running.output import format_table, provenance, require_output, require_output_folder
 from ..running.progress import Bar
 from . import train_predictor
 from .arguments import add_latents
@@ -38,10 +38,10 @@ VALIDATION_TOKENS = 20_000
 
 def add_arguments(parser) -> None:
     files = parser.add_argument_group("files")
-    add_latents(files, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt")
+    add_latents(files, "--latents", True, "files, folders or patterns: .safetensors shards, .latent, .pt, .pth")
     files.add_argument("--output", required=True, metavar="FILE.safetensors")
     files.add_argument("--overwrite", action="store_true", help="replace the output and an earlier run's checkpoints")
-    files.add_argument("--latent_space", metavar="ID", help="wan21 or wan22, for .latent and .pt files (default: by channels)")
+    files.add_argument("--latent_space", metavar="ID", help="wan21 or wan22, for .latent, .pt, .pth (default: by channels)")
     what = parser.add_argument_group("manifold")
     what.add_argument("--coder", choices=("anchors", "predictor"), default="anchors")
     what.add_argument("--num_bases", type=int, default=4096, help="K (default 4096); fewer where there are too few tokens")
@@ -120,6 +120,7 @@ def _fit_predictor(args, context) -> int:
     output = Path(args.output)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
     require_output(output, args.overwrite)
+    require_output_folder(work)
     accelerator = _accelerator(args, context)
     data = _load(args, context)
     per_process = len(data.tokens) // (context.world_size * args.gradient_accumulation_steps)

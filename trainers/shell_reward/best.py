@@ -17,6 +17,7 @@ from ..running import checkpoint
 from ..running.checkpoint import CheckpointError
 
 NAME = re.compile(r"best-(\d+)\.safetensors")
+FORMAT = "intrinsic_reward_best"
 
 
 class BestParameters:
@@ -32,7 +33,8 @@ class BestParameters:
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                write_atomic(self.folder / f"best-{step}.safetensors", lambda partial: save_file(self.tensors, partial))
+                path = self.folder / f"best-{step}.safetensors"
+                write_atomic(path, lambda partial: save_file(self.tensors, partial, metadata={"format": FORMAT}))
             except SafetensorError as e:
                 raise OSError(f"{self.folder / f'best-{step}.safetensors'}: could not be written ({e})") from e
             self._remove_old(step)

@@ -19,7 +19,7 @@ from ..reporting import intervals
 from ..reporting.intervals import Interval
 from ..running import results_log
 from ..running.device import init_distributed
-from ..running.output import format_table
+from ..running.output import format_table, require_output
 from ..running.progress import Bar
 from ..tuning import backbone, lora, lora_files
 from ..tuning.backbone import EXPERTS, TunableDit
@@ -57,6 +57,8 @@ def run(args) -> int:
     if min(args.eval_levels, args.eval_noises, args.validation_sampling_steps) < 1:
         raise ValueError("--eval_levels, --eval_noises and --validation_sampling_steps must be 1 or more")
     arguments.check_material(args)
+    if args.json:
+        require_output(Path(args.json), overwrite=True, suffix=None)
     context = init_distributed(args.device)
     try:
         return _evaluate(args, context)

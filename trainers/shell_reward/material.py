@@ -1,6 +1,6 @@
 """What a run is made of: embedded prompts, those kept apart, and clips with captions where predictions start from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..kernels import held_out as held_out_groups
 from ..kernels.files.header import read_header
 from ..kernels.latent_space import LatentSpace
 from ..kernels.shell_lcc.manifold import ShellManifold
-from ..latents.read import ClipRef, list_clips, read_clip
+from ..latents.read import ClipRef, list_clips, read_clip, related
 from ..running.output import provenance
 from ..tuning.backbone import TunableDit
 from ..wan.prompts import embed, encoder_options, read_embeddings, read_prompts, text_id, write_embeddings
@@ -104,26 +105,44 @@ def load(args, space: LatentSpace, work: Path, context, held_out: float, seed: i
     wanted = prompts | measured | names
     negative = {text_id(args.negative_prompt): args.negative_prompt} if args.validation_cfg != 1 else {}
     texts = _texts(args, wanted | negative, space, work, context)
-    fit, apart = _split([p for p in prompts if p not in measured], held_out, seed)
+    groups = _groups_of(dict.fromkeys([*prompts, *measured]), clips, captions)
+    known = {groups[p] for p in measured}
+    fit, apart = _split({p: groups[p] for p in prompts if groups[p] not in known}, held_out, seed)
     if not fit:
         raise ShellRewardError("there is no prompt to train on other than those of --validation_prompts; give more prompts")
     shown = tuple(measured) or tuple(apart or fit)[:MOST_MEASURED]
     return Material(texts, prompts | measured | names, fit, apart, shown, clips, captions)
 
 
-def _split(prompts: Sequence[str], share: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(to train on, kept apart), by a random order that follows from the seed and the prompts' ids."""
+def _groups_of(prompts: Iterable[str], clips: dict[str, ClipRef], captions: dict[str, str]) -> dict[str, str]:
+    """{prompt: name of its group}: captions of related clips (`latents.read.related`) are in one group."""
+    keys: dict[str, list] = {prompt: [] for prompt in prompts}
+    for clip, caption in captions.items():
+        if caption in keys:
+            keys[caption] += related(clips[clip])
+    return dict(zip(keys, held_out_groups.linked_names(list(keys), list(keys.values())), strict=True))
+
+
+def _split(groups: Mapping[str, str], share: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(prompts to train on, kept apart), by a random order that follows from the seed and the prompts' ids.
+
+    groups: {prompt: its group}, of which none is on both sides.
+    """
     if share == 0:
-        return tuple(prompts), ()
-    if len(prompts) < 2:
+        return tuple(groups), ()
+    members: dict[str, list[str]] = {}
+    for prompt, group in groups.items():
+        members.setdefault(group, []).append(prompt)
+    if len(members) < 2:
+        found = len(groups) if len(groups) < 2 else f"{len(groups)} that share clips"
         raise ShellRewardError(
-            f"--held_out {share:g} needs two prompts or more, found {len(prompts)}; give more, or --held_out 0 to measure the "
-            "training's prompts with other noises"
+            f"--held_out {share:g} needs two prompts or more with clips of their own, found {found}; give more, or "
+            "--held_out 0 to measure the training's prompts with other noises"
         )
-    count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
-    order = sorted(prompts, key=lambda p: seed_of(seed, f"held out {p}"))
-    apart = set(order[:count])
-    return tuple(p for p in prompts if p not in apart), tuple(order[:count])
+    count = min(len(members) - 1, max(1, round(share * len(members))))
+    order = sorted(members, key=lambda group: seed_of(seed, f"held out {group}"))[:count]
+    apart = tuple(prompt for group in order for prompt in members[group])
+    return tuple(p for p in groups if p not in apart), apart
 
 
 def _named(path: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from ..running import accelerator as accelerators
 from ..running import checkpoint, results_log
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
-from ..running.output import provenance, require_output
+from ..running.output import provenance, require_output, require_output_folder
 from ..running.progress import Bar
 from ..tuning import arguments as shared
 from ..tuning import backbone, loop, lora, memory_plan, run_setup
@@ -68,6 +68,8 @@ def _train(args, context) -> int:
     if not args.dry_run:
         require_output(output, args.overwrite)
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
+    if not args.dry_run:
+        require_output_folder(work)
     manifold = manifolds.load(args.manifold, context.device)
     settings, levels = shared.settings_of(args), arguments.levels_of(args)
     shape = _shape(args, manifold)
