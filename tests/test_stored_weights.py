@@ -151,7 +151,7 @@ class TestFiles:
         save_file(original(model), tmp_path / "whole.safetensors")
         data = (tmp_path / "whole.safetensors").read_bytes()
         (tmp_path / "wan.safetensors").write_bytes(data[: int(share * len(data))])
-        with pytest.raises(WeightFileError, match=r"wan.safetensors: a safetensors file that is cut short, or damaged"):
+        with pytest.raises(WeightFileError, match=r"wan.safetensors: a truncated or damaged safetensors file"):
             wan_dit.load(tmp_path / "wan.safetensors")
 
 
@@ -193,7 +193,7 @@ class TestFolders:
         with pytest.raises(WeightFileError, match=r"index.json: lists \d+ tensors that its shards lack, such as"):
             wan_dit.load(folder)
         shard.write_bytes(data[:-50])
-        with pytest.raises(WeightFileError, match=f"{shard.name}: a safetensors file that is cut short"):
+        with pytest.raises(WeightFileError, match=f"{shard.name}: a truncated or damaged safetensors file"):
             wan_dit.load(folder)
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "../b.safetensors"}}', '{"weight_map": 3}', "{}"])

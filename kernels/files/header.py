@@ -172,7 +172,7 @@ def describe_foreign(path: str | Path) -> str:
         return "an empty file"
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and size > 8:
-        return f"a safetensors file that is cut short, or damaged ({size} bytes; its header alone has {length})"
+        return f"a truncated or damaged safetensors file ({size} bytes; its header alone has {length})"
     return "not a safetensors file, or a truncated one"
 
 

@@ -46,17 +46,18 @@ def look_at(
     visible: Tensor,
     scene: bundle.Scene,
     tracker_type,
-    left_out: Tensor,
+    size: tuple[int, int],
+    left_out: Tensor | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> BetweenFrames:
     """Look for POINTS points of the scene in every frame between two key frames.
 
     grey_of: index of a frame -> its grey levels at SCALE times the key frames' resolution; keys: indices of the key frames;
     positions: [K, N, 2], pixels from the picture's top left, float64, CPU; visible: bool [K, N]; scene: of the N points, with
-    the cameras of the key frames; tracker_type: of point_tracks; left_out: bool [h, w], as in point_tracks.follow; progress:
-    called with the share done.
+    the cameras of the key frames; tracker_type: of point_tracks; size: (height, width) of the key frames; left_out: bool of
+    that size, as in point_tracks.follow; progress: called with the share done.
     """
-    height, width = left_out.shape
+    height, width = size
     small_out = before = None
     order = torch.rand(visible.shape[1], generator=torch.Generator().manual_seed(1))
     parts, indices = [], []
@@ -66,7 +67,7 @@ def look_at(
             both = (visible[k] & visible[k + 1]).nonzero()[:, 0]
             chosen = both[order[both].argsort()[:POINTS]]
             new = torch.stack([grey_of(t) for t in (*([] if before else [keys[k]]), *frames, keys[k + 1])])
-            if small_out is None:
+            if left_out is not None and small_out is None:
                 small_out = F.interpolate(left_out[None, None].float(), new.shape[1:], mode="area")[0, 0] > 0
             steep, even = _steepness(new), even_light(new, small_out)
             if before:

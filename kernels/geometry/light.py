@@ -20,21 +20,19 @@ FLOOR = 0.5
 def even_light(grey: Tensor, left_out: Tensor | None = None, share: float = SHARE) -> Tensor:
     """Grey levels [K, H, W], rounded to 0 to 255, with local mean MIDDLE and local standard deviation up to CONTRAST.
 
-    grey: [K, H, W], any range; left_out: bool [H, W], pixels that do not count for the statistics and become MIDDLE; share:
-    side of the neighbourhood as a share of the shorter side. Multiplying a picture by a positive gain and adding a bias does
-    not change the result, save for rounding."""
+    grey: [K, H, W], any range; left_out: bool [H, W], pixels that do not count for the statistics and become MIDDLE, None for
+    none, which saves two passes over every picture; share: side of the neighbourhood as a share of the shorter side.
+    Multiplying a picture by a positive gain and adding a bias does not change the result, save for rounding."""
     size = grey.shape[1:]
     step = max(1, min(STEP, min(size) // 8))
     small = [max(1, side // step) for side in size]
     reach = max(1, round(share * min(size) / step / 2))
-    # Where nothing is left out, two passes over every picture are saved.
-    mask = left_out if left_out is not None and bool(left_out.any()) else None
-    kept = torch.ones_like(grey[:1]) if mask is None else (~mask)[None].to(grey.dtype)
+    kept = torch.ones_like(grey[:1]) if left_out is None else (~left_out)[None].to(grey.dtype)
     weight = _pooled(kept, small, reach).clamp_(min=1e-3)
     out = torch.empty_like(grey)
     for k, picture in enumerate(grey):
         # One by one: the planes in between take several times the memory of the picture.
-        used = picture if mask is None else picture * kept[0]
+        used = picture if left_out is None else picture * kept[0]
         mean, square = _pooled(torch.stack([used, used * picture]), small, reach) / weight
         deviation = (square - mean * mean).clamp_(min=0).sqrt_()
         gain = CONTRAST / (deviation + FLOOR * deviation.median()).clamp_(min=1e-3)
@@ -42,8 +40,8 @@ def even_light(grey: Tensor, left_out: Tensor | None = None, share: float = SHAR
         lines = torch.stack([gain, MIDDLE - mean * gain])[None]
         gain, bias = F.interpolate(lines, size, mode="bilinear", align_corners=False)[0]
         torch.addcmul(bias, used, gain, out=out[k])
-        if mask is not None:
-            out[k].masked_fill_(mask, MIDDLE)
+        if left_out is not None:
+            out[k].masked_fill_(left_out, MIDDLE)
         out[k].round_().clamp_(0, 255)
     return out
 

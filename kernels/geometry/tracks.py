@@ -79,11 +79,12 @@ def score_clip(
     grey = torch.stack([grey_levels(frames[t], size) for t in keys])
     apart = overlays.find_overlays(grey)
     notes += overlays.describe(apart, scale)
-    even = even_light(grey, apart.left_out)
+    left_out = apart.left_out if bool(apart.left_out.any()) else None
+    even = even_light(grey, left_out)
 
     def between(k: int):
         pictures = even_light(
-            torch.stack([grey_levels(frames[t], size) for t in range(keys[k], keys[k + 1] + 1)]), apart.left_out
+            torch.stack([grey_levels(frames[t], size) for t in range(keys[k], keys[k + 1] + 1)]), left_out
         )
         return tracker_type(pictures), len(pictures)
 
@@ -118,7 +119,7 @@ def score_clip(
         return greys[t]
 
     looked = between_frames.look_at(
-        grey_of, keys, place, visible, fit.scene, tracker_type, apart.left_out, lambda share: tell(0.6 + 0.2 * share)
+        grey_of, keys, place, visible, fit.scene, tracker_type, size, left_out, lambda share: tell(0.6 + 0.2 * share)
     )
     shared_between, missing = _between_errors(looked, size, px)
     frames_between = shared_between + WORST * missing
