@@ -25,6 +25,7 @@ from trainers.kernels.latent_space import WAN21
 from trainers.wan.prompts import text_id, write_embeddings
 
 PROMPTS = ("a cat on a sofa", "a ship in a storm")
+TRAINERS = ("dpo", "shell_reward")
 TEXT_WIDTH, WORDS = 4096, 40
 MIB = 1 << 20
 
@@ -88,6 +89,7 @@ def main(argv=None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--latent", type=int, nargs=4, default=(16, 2, 60, 104), metavar=("C", "T", "H", "W"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=TRAINERS)
     args = parser.parse_args(argv)
     folder, latent = args.output_dir, tuple(args.latent)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def main(argv=None) -> None:
     }  # fmt: skip
     print(f"Wan2.1-1.3B's shape, bf16, latent {'x'.join(map(str, latent))} ({width}x{height}, {frames} frames), one step\n")
     print("| trainer | peak MiB | before loading, MiB | plan, GiB | seconds |\n|---|---|---|---|---|")
-    for name, command in commands.items():
+    for name, command in ((n, commands[n]) for n in args.trainers):
         common = ["--backbone", backbone, "--output", folder / f"{name}.safetensors", "--max_train_steps", 1, "--overwrite"]
         *_, planned = run(name, [*command, *common, "--dry_run"], args.threads)
         total = re.findall(r"together\D*([\d.]+)", planned)
