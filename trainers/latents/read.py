@@ -295,7 +295,7 @@ def _read_pt(ref: ClipRef, axes: str) -> Tensor:
 
 
 def _channel_axis(z: Tensor, path: Path, shape: list[int]) -> int:
-    """0 or 1, whichever of a clip's first two axes is the channels by its statistics."""
+    """Which of the first two axes of a clip holds the channels, 0 or 1, by its statistics."""
     _require_finite(z, str(path))
     evidence = latent_space.channel_axis_evidence(z, 0, 1)
     if abs(evidence) < LEAST_EVIDENCE:
