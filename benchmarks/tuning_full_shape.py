@@ -4,8 +4,9 @@
 
 Writes a transformer of that shape in bf16, pairs and latents of noise, and a manifold fitted to the latents, then runs the
 commands of `trainers.dpo` and `trainers.shell_reward` for one step of one pair or one prediction each, with their defaults
-otherwise (LoRA 32 and 16, checkpointing, the base as stored). Each command runs in its own process, whose peak resident set is
-printed with the plan of --dry_run and the peak of the same process before the model is loaded.
+otherwise (LoRA 32 and 16, checkpointing, the base as stored) but no measurements of held-out clips. Each command runs in its
+own process, whose peak resident set is printed with the plan of --dry_run. Linux counts pages of mapped files in a resident
+set, which it takes back when memory is short; so the peak without them is printed too, sampled ten times a second.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import contextlib
 import io
 import multiprocessing
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +29,6 @@ from trainers.wan.prompts import text_id, write_embeddings
 PROMPTS = ("a cat on a sofa", "a ship in a storm")
 TRAINERS = ("dpo", "shell_reward")
 TEXT_WIDTH, WORDS = 4096, 40
-MIB = 1 << 20
 
 
 def write_material(folder: Path, latent: tuple[int, ...]) -> None:
@@ -51,14 +52,32 @@ def write_material(folder: Path, latent: tuple[int, ...]) -> None:
     (records / preference_records.RECORDS).write_bytes(lines)
 
 
-def peak_kib() -> int:
-    """Peak resident set of this process, KiB (Linux); getrusage's would be the parent's where that was larger."""
+def status_kib(name: str) -> int:
+    """A figure of /proc/self/status (Linux), KiB; getrusage's peak would be the parent's where that was larger."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.split("\n") if line.startswith("VmHWM")).split()[1])
+    return int(next(line for line in status.split("\n") if line.startswith(f"{name}:")).split()[1])
+
+
+class AnonymousPeak(threading.Thread):
+    """Largest resident set without pages of files, `kib`, sampled until `stop` is called (Linux)."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.kib, self._done = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.1):
+            self.kib = max(self.kib, status_kib("RssAnon"))
+
+    def stop(self) -> int:
+        self._done.set()
+        self.join()
+        return self.kib
 
 
 def measured(arguments: tuple[str, list[str], int]) -> tuple[int, float, int, int, str]:
-    """(exit code, seconds, MiB of the peak, MiB before, output) of a trainer's command in this process."""
+    """(exit code, seconds, MiB of the peak, MiB of the peak without pages of files, output) of a trainer's command in this
+    process."""
     name, argv, threads = arguments
     torch.set_num_threads(threads)
     from trainers.dpo import cli as dpo
@@ -66,22 +85,23 @@ def measured(arguments: tuple[str, list[str], int]) -> tuple[int, float, int, in
     from trainers.shell_reward import cli as shell_reward
 
     main = {"dpo": dpo, "shell_reward": shell_reward, "shell_lcc": shell_lcc}[name].main
-    before, said = peak_kib(), io.StringIO()
+    said, anonymous = io.StringIO(), AnonymousPeak()
+    anonymous.start()
     start = time.perf_counter()
     with contextlib.redirect_stdout(said):
         code = main(argv)
-    peak = peak_kib()
-    return code, time.perf_counter() - start, peak // 1024, before // 1024, said.getvalue()
+    seconds = time.perf_counter() - start
+    return code, seconds, status_kib("VmHWM") // 1024, anonymous.stop() // 1024, said.getvalue()
 
 
 def run(name: str, argv: list, threads: int) -> tuple[float, int, int, str]:
     """`measured` in a process of its own; raises SystemExit where the command fails."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        code, seconds, peak, before, said = pool.map(measured, [(name, [str(a) for a in argv], threads)])[0]
+        code, seconds, peak, anonymous, said = pool.map(measured, [(name, [str(a) for a in argv], threads)])[0]
     if code:
         raise SystemExit(f"trainers.{name} {' '.join(map(str, argv))}: exit code {code}\n{said}")
-    return seconds, peak, before, said
+    return seconds, peak, anonymous, said
 
 
 def main(argv=None) -> None:
@@ -107,17 +127,17 @@ def main(argv=None) -> None:
     commands = {
         "dpo": ["train", "--data", data, "--gradient_accumulation_steps", 1, "--held_out", 0],
         "shell_reward": ["train", "--manifold", manifold, "--embeddings", texts, "--size", width, height, "--frames", frames,
-                         "--train_batch_size", 1, "--held_out", 0.5, "--criterion", "predictions",
-                         "--validation_sampling_steps", 1, "--validation_cfg", 1],
+                         "--train_batch_size", 1, "--held_out", 0, "--validation_steps", 0],
     }  # fmt: skip
     print(f"Wan2.1-1.3B's shape, bf16, latent {'x'.join(map(str, latent))} ({width}x{height}, {frames} frames), one step\n")
-    print("| trainer | peak MiB | before loading, MiB | plan, GiB | seconds |\n|---|---|---|---|---|")
+    print("| trainer | peak MiB | without pages of files, MiB | plan, MiB | seconds |\n|---|---|---|---|---|")
     for name, command in ((n, commands[n]) for n in args.trainers):
         common = ["--backbone", backbone, "--output", folder / f"{name}.safetensors", "--max_train_steps", 1, "--overwrite"]
         *_, planned = run(name, [*command, *common, "--dry_run"], args.threads)
         total = re.findall(r"together\D*([\d.]+)", planned)
-        seconds, peak, before, _ = run(name, [*command, *common], args.threads)
-        print(f"| {name} | {peak} | {before} | {total[-1] if total else planned} | {seconds:.0f} |", flush=True)
+        seconds, peak, anonymous, _ = run(name, [*command, *common], args.threads)
+        plan = f"{1024 * float(total[-1]):.0f}" if total else planned
+        print(f"| {name} | {peak} | {anonymous} | {plan} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError, clips_of
+from ..kernels.video.clips import DecodeOptions, SourceReport, VideoError, clips_of, video_stream
 from .latents import SOURCES
 from .model_files import file_state
 
@@ -32,10 +32,7 @@ def decode_clips(
     cancelled = comfy.model_management.throw_exception_if_processing_interrupted
     try:
         with av.open(path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{report.name}: no video stream in this file")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream = video_stream(container, report.name)
             for clip in clips_of(container, stream, options, report, cancelled):
                 yield clip.frames.movedim(1, -1).float() / 255
     except av.FFmpegError as e:

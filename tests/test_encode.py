@@ -407,30 +407,32 @@ def test_overwriting_by_fewer_processes_leaves_no_old_shard(tmp_path):
 
 
 def test_two_writers_of_one_folder_lose_no_shard(tmp_path, monkeypatch):
-    """Both choose a number before the other has written; the second reservation of a number that was taken is refused too."""
+    """All choose a number before any of them has written; a number that was taken in the meantime is not used again."""
     settings, written = {"dtype": "float32"}, []
     writers = [shards.Writer(tmp_path, latent_space.WAN21, settings, {}) for _ in range(3)]
-    original = shards.write_latents
+    original, begun = shards.write_unused_latents, []
 
-    def slow(path, tensors, *args, **kwargs):
-        written.append(path.name)
-        if len(written) < 3:
+    def slow(names, tensors, *args, **kwargs):
+        begun.append(names)
+        if len(begun) < 3:
             # While this shard is being written, the next process begins one.
-            writers[len(written)].flush()
-        original(path, tensors, *args, **kwargs)
+            writers[len(begun)].flush()
+        path = original(names, tensors, *args, **kwargs)
+        written.append(path.name)
+        return path
 
-    monkeypatch.setattr(shards, "write_latents", slow)
+    monkeypatch.setattr(shards, "write_unused_latents", slow)
     for i, writer in enumerate(writers):
         writer.add(f"c{i}", torch.zeros(16, 1, 2, 2), {"source": f"{i}.mp4", "video": str(i)})
     writers[0].flush()
     assert sorted(written) == [f"latents-000of001-{i:05d}.safetensors" for i in range(3)]
     assert sorted(contents(tmp_path)) == ["c0", "c1", "c2"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(written)
-    # A crash leaves its reservation: the number is skipped.
-    (tmp_path / ".latents-000of001-00003.safetensors.reserved").touch()
+    # A number below a shard's that was deleted is not used again.
+    (tmp_path / "latents-000of001-00000.safetensors").unlink()
     writers[0].add("c3", torch.zeros(16, 1, 2, 2), {"source": "3.mp4", "video": "3"})
     writers[0].flush()
-    assert (tmp_path / "latents-000of001-00004.safetensors").is_file()
+    assert (tmp_path / "latents-000of001-00003.safetensors").is_file()
 
 
 def test_more_processes_than_videos_is_no_error(videos, vae_file, tmp_path):

@@ -26,7 +26,7 @@ from trainers.prism import data as prism_data
 from trainers.prism import label
 from trainers.running import config_file, results_log
 from trainers.scorers import depth_files
-from trainers.wan import scaled_fp8, weight_files
+from trainers.wan import stored_weights, weight_files
 from trainers.wan.prompts import read_embeddings, read_prompts
 
 EXAMPLES = 650
@@ -115,10 +115,10 @@ def read_geometry(path: Path) -> None:
 
 def read_weight(path: Path) -> None:
     with weight_files.OpenWeights([path], "a Wan transformer") as f:
-        for key in (k for k in f.keys() if not k.endswith(scaled_fp8.STORAGE)):  # noqa: SIM118 (not a mapping)
+        for key in (k for k in f.keys() if not k.endswith(stored_weights.STORAGE)):  # noqa: SIM118 (not a mapping)
             try:
-                scaled_fp8.read(f, key, set(f.keys()))
-            except scaled_fp8.StorageError as e:
+                stored_weights.read(f, key, set(f.keys()))
+            except stored_weights.StorageError as e:
                 # As the readers of models do.
                 raise ValueError(f"{path}: {e}") from e
 

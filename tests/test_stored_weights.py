@@ -10,8 +10,8 @@ pytest.importorskip("diffusers")
 
 from trainers.tuning import backbone, dit_shapes, merge
 from trainers.wan import dit as wan_dit
-from trainers.wan import scaled_fp8
-from trainers.wan.scaled_fp8 import StorageError
+from trainers.wan import stored_weights
+from trainers.wan.stored_weights import StorageError
 from trainers.wan.weight_files import OpenWeights, WeightFileError
 
 from .test_wan_dit import CONFIG, hooked, inputs, model, original  # noqa: F401 (fixtures)
@@ -41,7 +41,7 @@ def quantised(state, found, dtype=torch.int8, per_row=False, place="tensor"):
 def read(state, header, tmp_path, key="blocks.1.ffn.0.weight"):
     save_file(state, tmp_path / "wan.safetensors", header)
     with OpenWeights([tmp_path / "wan.safetensors"], "a Wan transformer") as f:
-        return scaled_fp8.read(f, key, set(f.keys()))
+        return stored_weights.read(f, key, set(f.keys()))
 
 
 class TestFormats:

@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 
 from trainers.tuning import backbone
 from trainers.tuning.backbone import ImageCondition, TuningError, velocity
-from trainers.wan import scaled_fp8
+from trainers.wan import stored_weights
 from trainers.wan.dit_keys import of_text_to_video, to_diffusers, to_original
 from trainers.wan.text_padding import fold_padding
 from trainers.wan.weight_files import WeightFileError
@@ -103,7 +103,7 @@ class TestScaledFp8:
     def test_linear_layers_stay_in_fp8_and_give_the_expanded_models_velocity(self, model, inputs, tmp_path, per_row):
         save_file(in_fp8(original(model), per_row), tmp_path / "wan.safetensors")
         dit = backbone.load(tmp_path / "wan.safetensors")
-        kept = [n for n, p in dit.model.named_parameters() if p.dtype in scaled_fp8.FP8]
+        kept = [n for n, p in dit.model.named_parameters() if p.dtype in stored_weights.FP8]
         assert len(kept) == 2 * 10
         assert dit.model.proj_out.weight.dtype == torch.float32
         expanded = backbone.load(tmp_path / "wan.safetensors", torch.float32)
@@ -120,7 +120,7 @@ class TestScaledFp8:
         torch.testing.assert_close(velocity(dit.model, *inputs), velocity(expanded.model, *inputs))
 
     def test_the_graph_holds_no_expanded_weight(self):
-        layer = scaled_fp8.ScaledLinear(8, 6)
+        layer = stored_weights.ScaledLinear(8, 6)
         weight, bias, scale = torch.randn(6, 8).to(torch.float8_e4m3fn), torch.randn(6), torch.tensor(0.25)
         layer.load_state_dict({"weight": weight, "bias": bias, "weight_scale": scale}, assign=True)
         layer.requires_grad_(False)
@@ -128,7 +128,7 @@ class TestScaledFp8:
         x = torch.randn(5, 8, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             y = layer(x)
-        assert not [t for t in saved if t.shape == weight.shape and t.dtype not in scaled_fp8.FP8]
+        assert not [t for t in saved if t.shape == weight.shape and t.dtype not in stored_weights.FP8]
         y.square().sum().backward()
         plain = x.detach().requires_grad_(True)
         torch.nn.functional.linear(plain, weight.float() * 0.25, bias).square().sum().backward()

@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 
 from trainers.kernels.prism.backbone import FINGERPRINT_TENSORS
 from trainers.wan import dit as wan_dit
-from trainers.wan import scaled_fp8
+from trainers.wan import stored_weights
 from trainers.wan.dit_keys import of_text_to_video
 from trainers.wan.weight_files import WeightFileError
 
@@ -106,7 +106,7 @@ def test_half_precision_keeps_what_must_stay_exact(model, inputs, tmp_path):
     assert (visual[0].float() - wanted[0]).norm() / wanted[0].norm() < 0.03
 
 
-@pytest.mark.parametrize("suffix", scaled_fp8.SCALES)
+@pytest.mark.parametrize("suffix", stored_weights.SCALES)
 def test_scaled_fp8_weights_are_scaled_back(model, inputs, tmp_path, suffix):
     state, path = original(model), tmp_path / "wan.safetensors"
     for name in [n for n in state if n.endswith((".q.weight", ".ffn.0.weight"))]:

@@ -50,24 +50,18 @@ def write_latents(
     "holds" and "digest" are added to entries that lack them. The file is complete or absent. Raises OSError, naming the file,
     when it cannot be written.
     """
-    header.write(path, tensors, _header(tensors, space, clips, settings, videos, provenance))
+    described = {"settings": settings, "videos": videos, "provenance": provenance}
+    header.write(path, tensors, _header(tensors, space, clips, **described))
 
 
 def write_unused_latents(
-    names: Iterable[Path],
-    tensors: Mapping[str, Tensor],
-    space: LatentSpace,
-    clips: Mapping[str, dict],
-    *,
-    settings: Mapping | None = None,
-    videos: Mapping[str, dict] | None = None,
-    provenance: Mapping | None = None,
+    names: Iterable[Path], tensors: Mapping[str, Tensor], space: LatentSpace, clips: Mapping[str, dict], **described
 ) -> Path:
-    """The same under the first of `names` that no file has, which is returned; no file is ever replaced.
+    """`write_latents`, with its other arguments, to the first of `names` that no file has; no file is ever replaced.
 
-    Raises FileExistsError where all names are taken, OSError when the file cannot be written.
+    Returns that name. Raises FileExistsError where all names are taken, OSError when the file cannot be written.
     """
-    return header.write_unused(names, tensors, _header(tensors, space, clips, settings, videos, provenance))
+    return header.write_unused(names, tensors, _header(tensors, space, clips, **described))
 
 
 def holds(entry: Mapping | None, provenance: Mapping | None = None) -> str:
@@ -124,7 +118,7 @@ def digest_of_one(path: str | Path) -> str:
     return stated[0] if len(stated) == 1 and stated[0] else digest(read_one(path))
 
 
-def _header(tensors, space, clips, settings, videos, provenance) -> header.Header:
+def _header(tensors, space, clips, settings=None, videos=None, provenance=None) -> header.Header:
     entries = {
         key: {"holds": STATE if entry.get("sigma") else CLIP, "digest": digest(tensors[key])} | entry
         for key, entry in clips.items()

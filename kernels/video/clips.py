@@ -117,6 +117,20 @@ def clips_of(
         raise VideoError(f"{name}: {count} at {fps:.3g} frames per second, at least {options.min_frames} needed")
 
 
+def video_stream(container, name: str):
+    """The first video stream of an opened file (PyAV), set to decode on several threads.
+
+    Raises VideoError where there is none, or no decoder for it.
+    """
+    if not container.streams.video:
+        raise VideoError(f"{name}: no video stream in this file")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{name}: this build of PyAV has no decoder for its video stream")
+    stream.thread_type = "AUTO"
+    return stream
+
+
 def timed_frames(
     container, stream, name: str, each_frame: Callable[[], None] | None = None
 ) -> Iterator[tuple[float, object]]:

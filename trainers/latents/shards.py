@@ -11,16 +11,15 @@ A shard is a file of kind "latents": one tensor per clip, [C, T, h, w], normalis
 A video id is a digest of the file's content and of the settings, so a copy is the same video whatever its name and times, and
 a changed file is another one. Earlier versions took file name, size and modification time instead of the content: an id of
 theirs that a folder has stays valid for its file. A video may span shards; it is complete only when its id is in `videos`.
-"window" is the clip's index in its video. A shard's number is reserved before it is written, so several processes may write
-into one folder.
+"window" is the clip's index in its video. A shard gets the first number that no file has when it is complete, so several
+processes may write into one folder.
 """
 
 import hashlib
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +27,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..kernels.files import header as file_header
-from ..kernels.files.latents import write_latents
+from ..kernels.files.latents import write_unused_latents
 from ..kernels.latent_space import LatentSpace
 from ..running.identity import content_digest
 
@@ -177,31 +176,13 @@ class Writer:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "clips": len(self.clips),
         }
-        with self._reserved() as path:
-            write_latents(
-                path, self.tensors, self.space, self.clips, settings=self.settings, videos=self.videos, provenance=provenance
-            )
+        described = {"settings": self.settings, "videos": self.videos, "provenance": provenance}
+        write_unused_latents(self._names(), self.tensors, self.space, self.clips, **described)
         self.tensors, self.clips, self.videos = {}, {}, {}
 
-    @contextmanager
-    def _reserved(self) -> Iterator[Path]:
-        """A path that no other process writes to meanwhile: its number is reserved by a hidden file, which a crash leaves
-        behind, so that the number is not used again."""
+    def _names(self) -> Iterator[Path]:
+        """Paths of this process's shards, numbered from the first number above those in the folder."""
         found = (PATTERN.fullmatch(p.name) for p in self.folder.glob("latents-*"))
-        number = max((int(m[3]) for m in found if m and int(m[1]) == self.index), default=-1) + 1
-        while True:
-            path = self.folder / f"latents-{self.index:03d}of{self.count:03d}-{number:05d}.safetensors"
-            reservation = path.with_name(f".{path.name}.reserved")
-            number += 1
-            try:
-                os.close(os.open(reservation, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except FileExistsError:
-                continue
-            # Another process may have written this shard and given up its reservation since the folder was listed.
-            if not path.exists():
-                break
-            reservation.unlink()
-        try:
-            yield path
-        finally:
-            reservation.unlink(missing_ok=True)
+        first = max((int(m[3]) for m in found if m and int(m[1]) == self.index), default=-1) + 1
+        numbers = itertools.count(first)
+        return (self.folder / f"latents-{self.index:03d}of{self.count:03d}-{number:05d}.safetensors" for number in numbers)

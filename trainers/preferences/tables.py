@@ -108,7 +108,7 @@ def read(
         known = sorted({d for p in pairs for d in p.outcome})
         missing = [d for d in dimensions if d not in known]
         if missing:
-            raise PairsError(f"{path}: no dimension '{missing[0]}'; it has {', '.join(known)}")
+            raise PairsError(f"{path}: no dimension '{missing[0]}'; it has {', '.join(known)}{_because(notes)}")
         kept = [replace(p, outcome={d: p.outcome[d] for d in dimensions if d in p.outcome}) for p in pairs]
         pairs = [p for p in kept if p.outcome]
     return pairs
@@ -122,13 +122,15 @@ def base_of(table: str | Path, root: str | Path | None = None) -> Path:
 def with_files(pairs: Iterable[Pair], source: str, notes: TableNotes) -> list[Pair]:
     """The pairs whose clips exist; missing files are named in `notes`. Raises PairsError where no pair is left."""
     pairs = list(pairs)
-    missing = sorted({str(f) for p in pairs for f in (p.a, p.b) if not f.is_file()})
-    for name in missing:
+    files = {f for p in pairs for f in (p.a, p.b)}
+    missing = {f for f in files if not f.is_file()}
+    for name in sorted(str(f) for f in missing):
         notes.leave_out("files that do not exist, whose pairs are left out", name)
-    kept = [p for p in pairs if not {str(p.a), str(p.b)} & set(missing)] if missing else pairs
+    kept = [p for p in pairs if p.a not in missing and p.b not in missing]
     if not kept:
+        first = min(str(f) for f in missing)
         raise PairsError(
-            f"{source}: no pair has two files that exist; {len(missing)} are missing, the first is {missing[0]}; give --root"
+            f"{source}: no pair has two files that exist; {len(missing)} are missing, the first is {first}; give --root"
         )
     return kept
 

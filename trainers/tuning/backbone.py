@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.prism.backbone import Backbone
-from ..wan import scaled_fp8
+from ..wan import stored_weights
 from ..wan.dit import DitError, build, read_file, read_folder, reader
 from ..wan.dit_keys import to_diffusers
 from ..wan.text_padding import LENGTH, use_bias
@@ -170,20 +170,21 @@ def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def is_quantised(model: torch.nn.Module) -> bool:
     """Whether any layer keeps its weight in fp8."""
-    return any(isinstance(m, scaled_fp8.ScaledLinear) for m in model.modules())
+    return any(isinstance(m, stored_weights.ScaledLinear) for m in model.modules())
 
 
 def _stored_reader(scales: dict[str, Tensor]):
     """Reads tensors as stored, and fills `scales`, {diffusers name: scale}, for the weights that stay in fp8."""
 
     def read(f, key: str, keys: Collection[str], name: str) -> Tensor:
-        tensor, scale = scaled_fp8.read_stored(f, key, keys)
+        tensor, scale = stored_weights.read_stored(f, key, keys)
         if not tensor.is_floating_point():
-            raise scaled_fp8.StorageError(f"'{key}' is stored as int8, on which no LoRA is trained; {scaled_fp8.EXPAND}")
-        if tensor.dtype in scaled_fp8.FP8 and name.startswith("blocks.") and name.endswith(".weight") and tensor.ndim == 2:
+            message = f"'{key}' is stored as int8, on which no LoRA is trained; {stored_weights.EXPAND}"
+            raise stored_weights.StorageError(message)
+        if tensor.dtype in stored_weights.FP8 and name.startswith("blocks.") and name.endswith(".weight") and tensor.ndim == 2:
             scales[to_diffusers(name)] = torch.ones(()) if scale is None else scale
             return tensor
-        if tensor.dtype in scaled_fp8.FP8:
+        if tensor.dtype in stored_weights.FP8:
             return tensor.float() if scale is None else tensor.float() * scale
         return tensor if scale is None else tensor.float() * scale
 
@@ -194,7 +195,7 @@ def _common_dtype(state: dict[str, Tensor]) -> torch.dtype:
     """The dtype in which most elements lie, of those in 16 bits or more."""
     counts = Counter()
     for tensor in state.values():
-        if tensor.dtype not in scaled_fp8.FP8:
+        if tensor.dtype not in stored_weights.FP8:
             counts[tensor.dtype] += tensor.numel()
     return counts.most_common(1)[0][0] if counts else torch.bfloat16
 

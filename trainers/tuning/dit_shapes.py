@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.files.stream import DTYPES
-from ..wan import scaled_fp8
+from ..wan import stored_weights
 from ..wan.dit import ORIGINAL, PREFIXES, WHAT, DitError, read_config, read_folder_config, transformer_folder
 from ..wan.dit_keys import to_diffusers
 from ..wan.weight_files import OpenWeights, shards_of
@@ -40,7 +40,7 @@ def shapes_of(model: torch.nn.Module) -> DitShapes:
     """The shapes of a loaded transformer, an adapter in it left out."""
     own = {n: p for n, p in model.named_parameters() if ".lora_" not in n}
     sizes = {n: (p.numel(), p.element_size()) for n, p in own.items()}
-    quantised = any(p.dtype in scaled_fp8.FP8 for p in own.values())
+    quantised = any(p.dtype in stored_weights.FP8 for p in own.values())
     return _shapes(dict(model.config), sizes, model.patch_embedding.weight.element_size(), quantised)
 
 
@@ -61,7 +61,7 @@ def read_shapes(path: str | Path, dtype: torch.dtype | None = None, expert: str 
         config, stored = _of_original(_read_entries([path]), path)
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; give a Wan .safetensors or a diffusers folder")
-    return _as_loaded(config, stored, dtype)
+    return _as_loaded(config, stored, dtype, path)
 
 
 def _of_original(entries: Entries, source: Path) -> tuple[dict, Entries]:
@@ -70,7 +70,7 @@ def _of_original(entries: Entries, source: Path) -> tuple[dict, Entries]:
     if prefix is None:
         raise DitError(f"{source}: has no patch_embedding.weight, so it is not a Wan transformer")
     own = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
-    own = {k: v for k, v in own.items() if not k.endswith(scaled_fp8.STORAGE)}
+    own = {k: v for k, v in own.items() if not k.endswith(stored_weights.STORAGE)}
     return read_config({k: shape for k, (shape, _) in own.items()}, source), {to_diffusers(k): v for k, v in own.items()}
 
 
@@ -80,22 +80,23 @@ def _read_entries(files: list[Path]) -> Entries:
         return {k: (tuple(s.get_shape()), DTYPES.get(s.get_dtype(), torch.uint8)) for k, s in slices.items()}
 
 
-def _as_loaded(config: Mapping, stored: Entries, dtype: torch.dtype | None) -> DitShapes:
+def _as_loaded(config: Mapping, stored: Entries, dtype: torch.dtype | None, source: Path) -> DitShapes:
     from diffusers import WanTransformer3DModel
 
-    packed = [k for k, (_, own) in stored.items() if not own.is_floating_point]
+    packed = [k for k, (_, own) in stored.items() if own == torch.int8]
     if packed and dtype is None:
-        raise DitError(f"'{packed[0]}' is stored as int8, on which no LoRA is trained; {scaled_fp8.EXPAND}")
+        raise DitError(f"{source}: '{packed[0]}' is stored as int8, on which no LoRA is trained; {stored_weights.EXPAND}")
     kept = WanTransformer3DModel._keep_in_fp32_modules
     numbers = {k: torch.Size(shape).numel() for k, (shape, _) in stored.items()}
     elements: dict[torch.dtype, int] = {}
     for k, (_, own) in stored.items():
-        if own not in scaled_fp8.FP8:
+        if own.is_floating_point and own not in stored_weights.FP8:
             elements[own] = elements.get(own, 0) + numbers[k]
     compute = dtype or (max(elements, key=elements.get) if elements else torch.bfloat16)
     sizes, quantised = {}, False
     for k, (shape, own) in stored.items():
-        if dtype is None and own in scaled_fp8.FP8 and k.startswith("blocks.") and len(shape) == 2:
+        # Older files have float8 as plain bytes.
+        if dtype is None and own in (*stored_weights.FP8, torch.uint8) and k.startswith("blocks.") and len(shape) == 2:
             sizes[k], quantised = (numbers[k], 1), True
         else:
             sizes[k] = (numbers[k], 4 if any(part in k for part in kept) else compute.itemsize)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.files.stream import DTYPES, write_streamed
 from ..running.output import require_output
-from ..wan import scaled_fp8
+from ..wan import stored_weights
 from ..wan.dit import DIFFUSERS, PREFIXES, WHAT, DitError, read_folder_config, transformer_folder
 from ..wan.dit_keys import to_diffusers, to_original
 from ..wan.weight_files import OpenWeights, shards_of
@@ -86,7 +86,10 @@ def merge(
             if entry.name is None:
                 # Of another model in the file: copied as it is.
                 return entry.file.get_tensor(entry.key)
-            tensor, scale = scaled_fp8.read_stored(entry.file, entry.key, keys)
+            try:
+                tensor, scale = stored_weights.read_stored(entry.file, entry.key, keys)
+            except stored_weights.StorageError as e:
+                raise MergeError(f"{backbone}: {e}") from e
             tensor = tensor if scale is None else tensor.float() * scale
             module = entry.name.removesuffix(".weight")
             if module in modules:
@@ -133,7 +136,7 @@ def _original_names(keys: list[str], path: Path) -> dict[str, tuple[str, str | N
     found = {}
     for key in keys:
         own = key.startswith(prefix)
-        if not (own and key.endswith(scaled_fp8.STORAGE)):
+        if not (own and key.endswith(stored_weights.STORAGE)):
             found[key] = (key, to_diffusers(key.removeprefix(prefix)) if own else None)
     return found
 
@@ -143,7 +146,7 @@ def _check(stored: dict[str, Stored], modules: dict, backbone: Path, lora: Path,
     for name, entry in own.items():
         if not entry.dtype.is_floating_point:
             raise MergeError(f"{backbone}: {name} is stored in a quantised form that cannot be merged; give a bf16 file")
-        if entry.dtype in scaled_fp8.FP8 and dtype is None:
+        if entry.dtype in stored_weights.FP8 and dtype is None:
             raise MergeError(
                 f"{backbone}: is stored in fp8, which would round the LoRA away; add --dtype bf16 to expand it, or load the "
                 "LoRA together with it"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..kernels.video.clips import Clip, DecodeOptions, SourceReport, VideoError, clips_of
+from ..kernels.video.clips import Clip, DecodeOptions, SourceReport, VideoError, clips_of, video_stream
 
 VIDEO_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -27,12 +27,6 @@ def open_video(path: str | Path, name: str):
         raise ImportError('reading videos needs PyAV: pip install "intrinsic-reward[train]"') from e
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{name}: no video stream in this file")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise VideoError(f"{name}: this build of PyAV has no decoder for its video stream")
-            stream.thread_type = "AUTO"
-            yield container, stream
+            yield container, video_stream(container, name)
     except av.FFmpegError as e:
         raise VideoError(f"{name}: damaged or not a video ({e.strerror or e})") from e

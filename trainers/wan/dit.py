@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.prism.backbone import FINGERPRINT_TENSORS, Backbone, of_wan
-from . import scaled_fp8
+from . import stored_weights
 from .dit_keys import of_text_to_video, to_diffusers, without_blocks_after
 from .text_padding import use_bias
 from .weight_files import OpenWeights, WeightFileError, read_json, require_listed, shards_of
@@ -125,14 +125,14 @@ def read_original(
         prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in keys), None)
         if prefix is None:
             raise DitError(f"{source}: has no patch_embedding.weight, so it is not a Wan transformer")
-        names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(scaled_fp8.STORAGE)]
+        names = [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and not k.endswith(stored_weights.STORAGE)]
         shapes = {n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}
         config = read_config(shapes, source)
         last = _last(config["num_layers"], last_block, source)
         known = set(keys)
         try:
             state = {n: read(f, prefix + n, known, n) for n in without_blocks_after(names, last)}
-        except scaled_fp8.StorageError as e:
+        except stored_weights.StorageError as e:
             raise DitError(f"{source}: {e}") from e
     whole = {n: torch.empty(s, device="meta") for n, s in shapes.items()} | state
     backbone = of_wan(whole)
@@ -167,7 +167,7 @@ def read_folder(path: Path, last_block: int | None, read: Reader) -> tuple[dict,
                 state[key] = f.get_tensor(key)
                 if not state[key].is_floating_point():
                     stored = str(state[key].dtype).removeprefix("torch.")
-                    raise DitError(f"{folder}: '{key}' is stored as {stored}; {scaled_fp8.INSTEAD}")
+                    raise DitError(f"{folder}: '{key}' is stored as {stored}; {stored_weights.INSTEAD}")
             needed = not beyond and name in (*FINGERPRINT_TENSORS, "text_embedding.0.weight")
             named[name] = state[key] if needed else torch.empty(f.get_slice(key).get_shape(), device="meta")
     known = {k: v for k, v in config.items() if not k.startswith("_")}
@@ -220,7 +220,7 @@ def build(
         k: v if k in scales else v.to(torch.float32 if any(part in k for part in kept) else dtype) for k, v in state.items()
     }
     for name, scale in scales.items():
-        scaled_fp8.replace_linear(model, name.removesuffix(".weight"), scale)
+        stored_weights.replace_linear(model, name.removesuffix(".weight"), scale)
         state[f"{name}_scale"] = scale
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
@@ -235,7 +235,7 @@ def reader(dtype: torch.dtype) -> Reader:
     """Reads tensors with their fp8 scales applied, those of blocks in `dtype`."""
 
     def read(f, key: str, keys: Collection[str], name: str) -> Tensor:
-        tensor = scaled_fp8.read(f, key, keys)
+        tensor = stored_weights.read(f, key, keys)
         # Blocks are cast as they are read, so that the whole model is never in fp32; the fingerprint's tensors stay exact.
         rounded = tensor.dtype == torch.float32 and ".blocks." in f".{key}" and not key.endswith(FINGERPRINT_TENSORS)
         return tensor.to(dtype) if rounded else tensor

@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import scaled_fp8
+from . import stored_weights
 from .weight_files import OpenWeights, WeightFileError
 
 PREFIXES = ("", "text_encoder.", "umt5xxl.", "transformer.")
 TABLE = "shared.weight"
 # Entries that are not weights: how a file is stored, and the tokenizer.
-OTHERS = (*scaled_fp8.STORAGE, "spiece_model")
+OTHERS = (*stored_weights.STORAGE, "spiece_model")
 PAD, END = 0, 1
 # Wan's limit in tokens; longer texts are truncated, as in its pipeline.
 LENGTH = 512
@@ -96,8 +96,8 @@ def _from_file(path: Path, dtype: torch.dtype):
             names = [k.removeprefix(prefix) for k in f.keys() if k.startswith(prefix) and not k.endswith(OTHERS)]  # noqa: SIM118
             names = [n for n in names if n == TABLE or n.startswith("encoder.") and n != "encoder.embed_tokens.weight"]
             config = read_config({n: tuple(f.get_slice(prefix + n).get_shape()) for n in names}, path)
-            state = {n: scaled_fp8.read(f, prefix + n, keys).to(dtype) for n in names}
-    except scaled_fp8.StorageError as e:
+            state = {n: stored_weights.read(f, prefix + n, keys).to(dtype) for n in names}
+    except stored_weights.StorageError as e:
         raise TextEncoderError(f"{path}: {e}") from e
     return _tokenizer_of(spiece, path), _build(config, state, path)
 
