@@ -43,9 +43,10 @@ def encode_clips(vae, folder: Path, count: int, digest: str) -> Tensor:
         if not path.exists():
             rows = []
             for i in range(start, start + PART):
-                with torch.no_grad():
-                    rows.append(vae.encode(as_video(clip("train", i).frames)[None]).latent_dist.mode()[0])
-            z = WAN21.normalise(torch.stack(rows))
+                rows.append(as_video(clip("train", i).frames))
+            # One thread's convolutions over time are several times faster on 16 clips or more.
+            with torch.no_grad():
+                z = WAN21.normalise(torch.cat([vae.encode(x).latent_dist.mode() for x in torch.stack(rows).split(PART // 2)]))
             write_atomic(path, lambda partial, z=z: save_file({"z": z.contiguous()}, partial))
             print(f"encoded {start + PART} of {count} clips", flush=True)
         parts.append(load_file(path)["z"])
@@ -142,6 +143,8 @@ def train(rank: int, args: argparse.Namespace) -> None:
             continue
         if done % 50 == 0:
             print(f"step {done} {spent:.1f} min loss {running:.4f}", flush=True)
+        if done in args.keep:
+            weights.save_dit(ema, folder / f"step-{done}-{weights.DIT}", {"seed": str(args.seed), "steps": str(done)})
         if done % args.validation_steps == 0 or done == args.max_train_steps or stop:
             state = {"dit": dit.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
             write_torch(checkpoint, state | {"generator": generator.get_state(), "step": done})
@@ -171,6 +174,7 @@ def main(argv=None) -> int:
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--validation_steps", type=int, default=500)
+    parser.add_argument("--keep", type=int, nargs="+", default=[], metavar="STEP", help="also keep the weights of these steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="number, of one thread each; same results to rounding")
     parser.add_argument("--minutes", type=float, help="stop after this time (one process only); the same command resumes")

@@ -1,0 +1,498 @@
+"""Trains PRISM heads on many seeds of many captions and measures them: by dimension, noise level, kind of pair and ablation.
+
+    python -m benchmarks.toy_world.prism_heads --data outputs/toy_world/heads --output_dir outputs/toy_world/heads/study
+
+--data holds folders of `prism_collect`: train-late, train-early, train-middle (the same captions sampled by three checkpoints
+of one training), and test-late, test-early, test-middle (captions of combinations that nothing was trained on).
+
+Pairs are of two kinds. Within a generator: seeds of one caption, at noisy latents that the sampling passed through. Between
+generators, as in the paper: clips of one caption by different checkpoints, finished and then noised, both with the same noise.
+The judge decides which clip is better; differences within `prism_collect.TIES` are ties, which are left out of accuracies.
+
+The backbone is frozen, so the features of all latents are computed once and kept on disk. Each head trains by the loss of
+`trainers.prism train` on all pairs of a batch of captions. Heads are compared on captions; an interval is over captions. What
+exists in --output_dir is not computed again.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.command_line import make_parser
+from trainers.kernels.files import header, lines
+from trainers.kernels.files.atomic import write_atomic
+from trainers.kernels.prism.head import HeadConfig, PrismHead
+from trainers.kernels.prism.preference_loss import ETA, rao_kupper
+from trainers.prism.collect import path_of
+from trainers.prism.train_loop import TrainSettings, learning_rate, make_optimiser
+from trainers.wan import dit as wan_dit
+from trainers.wan.text_padding import fold_padding
+
+from .prism_collect import DIMENSIONS, TIES
+
+GENERATORS = ("early", "middle", "late")
+TAPS = (2, 5, 8, 11)
+# Of finished latents: within a generator at the level of PRISM Score, between generators at those of the paper's table.
+FINISHED = 0.2
+BETWEEN = (0.944, 0.9, 0.75, 0.5, 0.25, 0.1)
+CHUNK = 400
+# Captions at the end of the training set that no head is trained on: settings are chosen on them.
+HELD_OUT = 400
+WORDS = 14
+WITHIN, ACROSS = "within", "between"
+COMMON, INDEPENDENT = "common", "independent"
+
+
+@dataclass
+class Runs:
+    """Clips of a folder of `prism_collect`, sorted by caption and seed. z: [N, 16, 5, 8, 8]; states: [N, L, 16, 5, 8, 8] at
+    sigmas; scores: [N, DIMENSIONS]; caption: [N], index into texts; texts: of the captions, sorted by id."""
+
+    z: Tensor
+    states: Tensor
+    sigmas: list[float]
+    scores: Tensor
+    caption: Tensor
+    ids: list[str]
+    texts: list[Tensor]
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """Indices of the clips of each caption."""
+        return list(torch.arange(len(self.z)).split(torch.bincount(self.caption).tolist()))
+
+
+def scored_runs(folder: Path) -> list[dict]:
+    """The lines of a folder's scores: {"run", "scores"}."""
+    return [json.loads(line) for _, line in lines.numbered(lines.read_text(folder / "scores.jsonl"))]
+
+
+def load_runs(folder: Path, captions: int | None = None, per: int | None = None) -> Runs:
+    """The runs of a folder: of its first `captions` captions, the first `per` clips of each (None: all)."""
+    scored = {r["run"]: r["scores"] for r in scored_runs(folder)}
+    texts, _ = header.read(folder / "texts.safetensors", "texts")
+    ids = sorted({run.rsplit("-", 1)[0] for run in scored})[:captions]
+    rows = []
+    for k in ids:
+        tensors, found = header.read(path_of(folder, k), "latents")
+        entries = found.config["clips"]
+        own = sorted((k for k in tensors if entries[k]["sigma"] is None), key=lambda k: entries[k]["seed"])[:per]
+        for name in own:
+            states = {e["sigma"]: tensors[key] for key, e in entries.items() if e["run"] == name and e["sigma"] is not None}
+            rows.append((k, tensors[name], states, scored[name]))
+    sigmas = sorted(rows[0][2], reverse=True)
+    place = {k: i for i, k in enumerate(ids)}
+    return Runs(
+        torch.stack([r[1] for r in rows]), torch.stack([torch.stack([r[2][s] for s in sigmas]) for r in rows]), sigmas,
+        torch.tensor([[r[3][d] for d in DIMENSIONS] for r in rows]), torch.tensor([place[r[0]] for r in rows]), ids,
+        [texts[k].float() for k in ids],
+    )  # fmt: skip
+
+
+def noise_of(prompt: str, sigma: float, salt: int, shape: Sequence[int]) -> Tensor:
+    """Noise that follows from the caption, the noise level and `salt`: equal for all clips of a caption if that is."""
+    seed = int.from_bytes(f"{prompt} {sigma:.4f}".encode(), "little") % (2**61 - 1) + 7919 * salt
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def latents_of(runs: Runs, part: Sequence[int], what: str) -> tuple[Tensor, list[float]]:
+    """(latents [n, L, 16, 5, 8, 8], their noise levels).
+
+    what: WITHIN for the sampling's own states and the finished clip with noise of FINISHED; COMMON or INDEPENDENT for the
+    finished clip at the levels of BETWEEN, all clips of a caption with the same noise, or each with its own.
+    """
+    z = runs.z[part].float()
+    prompts = [runs.ids[runs.caption[i]] for i in part]
+    own = {WITHIN: [FINISHED], COMMON: BETWEEN, INDEPENDENT: BETWEEN}[what]
+    salts = [1 + i if what == INDEPENDENT else 0 for i in part]
+    noised = []
+    for sigma in own:
+        noise = torch.stack([noise_of(p, sigma, s, z.shape[1:]) for p, s in zip(prompts, salts, strict=True)])
+        noised.append(sigma * noise + (1 - sigma) * z)
+    noised = torch.stack(noised, dim=1)
+    if what == WITHIN:
+        return torch.cat([runs.states[part].float(), noised], dim=1), [*runs.sigmas, FINISHED]
+    return noised, list(own)
+
+
+# Features
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which latents of a folder of runs are read: `load_runs`' captions and clips of each, `latents_of`'s kind."""
+
+    folder: str
+    what: str
+    captions: int | None
+    per: int | None
+
+
+# Captions with clips of every generator; a head is trained on all but the last.
+ACROSS_CAPTIONS, ACROSS_HELD_OUT = 1200, 200
+PARTS = (
+    Part("train-late", WITHIN, None, None), Part("test-late", WITHIN, None, None),
+    *(Part(f"train-{g}", what, ACROSS_CAPTIONS, 1) for g in GENERATORS for what in (COMMON, INDEPENDENT)),
+    *(Part(f"test-{g}", COMMON, None, 2) for g in GENERATORS),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """Features of one chunk of a part's clips by one backbone; one file for each tap."""
+
+    data: Path
+    folder: Path
+    backbone: Path
+    part: Part
+    start: int
+
+    def path(self, tap: int) -> Path:
+        return self.folder / f"{self.backbone.stem}-{self.part.folder}-{self.part.what}-{tap}-{self.start:06d}.npy"
+
+
+_loaded: dict = {}
+
+
+def compute_features(job: FeatureJob) -> None:
+    """Writes [n, L, 80, 128] in fp16 for each tap."""
+    torch.set_num_threads(1)
+    if all(job.path(t).exists() for t in TAPS):
+        return
+    if _loaded.get("part") != job.part:
+        _loaded.update(part=job.part, runs=load_runs(job.data / job.part.folder, job.part.captions, job.part.per))
+    if _loaded.get("backbone") != job.backbone:
+        _loaded.update(backbone=job.backbone, dit=wan_dit.load(job.backbone, max(TAPS)))
+    runs, dit = _loaded["runs"], _loaded["dit"]
+    part = list(range(job.start, min(job.start + CHUNK, len(runs.z))))
+    x, sigmas = latents_of(runs, part, job.part.what)
+    found: dict[int, list[Tensor]] = {t: [] for t in TAPS}
+    with torch.no_grad():
+        for i, clips in zip(part, x, strict=True):
+            text, bias, _ = fold_padding([runs.texts[runs.caption[i]]] * len(sigmas))
+            visual, _ = dit.features(clips, torch.tensor(sigmas), text, list(TAPS), bias)
+            for tap, v in zip(TAPS, visual, strict=True):
+                found[tap].append(v.half())
+    for tap, rows in found.items():
+        write_atomic(job.path(tap), lambda partial, rows=rows: _save_array(partial, torch.stack(rows)))
+
+
+def _save_array(path: str, values: Tensor) -> None:
+    with open(path, "wb") as f:
+        np.save(f, values.numpy())
+
+
+class Features:
+    """Features of all clips of a folder at one tap, on disk: read [n, 80, 128] by (clip, level)."""
+
+    def __init__(self, jobs: Sequence[FeatureJob], tap: int):
+        self.parts = [np.load(job.path(tap), mmap_mode="r") for job in sorted(jobs, key=lambda j: j.start)]
+
+    def read(self, clips: Sequence[int], levels: Sequence[int]) -> Tensor:
+        rows = [self.parts[i // CHUNK][i % CHUNK, k] for i, k in zip(clips, levels, strict=True)]
+        return torch.from_numpy(np.stack(rows)).float()
+
+
+@torch.no_grad()
+def text_features(runs: Runs, backbone: Path) -> tuple[Tensor, Tensor]:
+    """(embedded captions [captions, WORDS, 128], bool mask)."""
+    dit = wan_dit.load(backbone, 0)
+    texts, masks = [], []
+    for words in runs.texts:
+        text, bias, mask = fold_padding([words])
+        _, embedded = dit.features(torch.zeros(1, 16, 5, 8, 8), torch.ones(1), text, [0], bias)
+        room = WORDS - embedded.shape[1]
+        mask = torch.ones(1, embedded.shape[1], dtype=torch.bool) if mask is None else mask
+        texts.append(torch.nn.functional.pad(embedded[0], (0, 0, 0, room)))
+        masks.append(torch.nn.functional.pad(mask[0], (0, room)))
+    return torch.stack(texts), torch.stack(masks)
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class HeadRun:
+    """One head. kind: WITHIN or ACROSS, the pairs that it is trained on; captions: how many; noise: of pairs between
+    generators; backbone: whose features; dimensions: what it scores."""
+
+    name: str
+    kind: str = WITHIN
+    captions: int = 3600
+    pooling: str = "query"
+    taps: tuple[int, ...] = (8,)
+    noise: str = COMMON
+    backbone: str = "late"
+    dimensions: tuple[str, ...] = DIMENSIONS
+    queries: int = 1
+    dim: int = 128
+    layers: int = 2
+    steps: int = 2500
+    batch: int = 24
+    rate: float = 1e-3
+    decay: float = 0.3
+    dropout: float = 0.5
+    seed: int = 0
+
+
+@dataclass
+class Material:
+    """What heads on one backbone read, by (folder, what): runs, features by tap, and captions (text, mask)."""
+
+    runs: dict[tuple[str, str], Runs]
+    features: dict[tuple[str, str], dict[int, Features]]
+    texts: dict[tuple[str, str], tuple[Tensor, Tensor]]
+
+    def visual(self, key: tuple[str, str], taps: Sequence[int], clips: Sequence[int], levels: Sequence[int]) -> list[Tensor]:
+        return [self.features[key][t].read(clips, levels) for t in taps]
+
+    def words(self, key: tuple[str, str], clips: Sequence[int]) -> tuple[Tensor, Tensor]:
+        text, mask = self.texts[key]
+        at = self.runs[key].caption[list(clips)]
+        return text[at], mask[at]
+
+    def levels(self, key: tuple[str, str]) -> list[float]:
+        return [*self.runs[key].sigmas, FINISHED] if key[1] == WITHIN else list(BETWEEN)
+
+
+def outcomes(gap: Tensor, dimensions: Sequence[str]) -> Tensor:
+    """1, 0 or -1 [..., D] of score differences a - b [..., DIMENSIONS], those of `dimensions`."""
+    index = [DIMENSIONS.index(d) for d in dimensions]
+    ties = torch.tensor([TIES[d] for d in dimensions])
+    gap = gap[..., index]
+    return torch.where(gap.abs() <= ties, 0, gap.sign()).long()
+
+
+def draw_batch(run: HeadRun, material: Material, generator: torch.Generator):
+    """Clips of a batch of captions, each caption at one noise level.
+
+    Returns (features by tap, words, mask, pairs [P, 2] of positions in the batch, outcomes [P, D]).
+    """
+    keys = [("train-late", WITHIN)] if run.kind == WITHIN else [(f"train-{g}", run.noise) for g in GENERATORS]
+    captions = torch.randint(0, run.captions, (run.batch,), generator=generator).tolist()
+    levels = torch.randint(0, len(material.levels(keys[0])), (run.batch,), generator=generator).tolist()
+    visual, words, scores, owner = [], [], [], []
+    for key in keys:
+        members = [material.runs[key].members[c] for c in captions]
+        clips, at = torch.cat(members).tolist(), [k for k, m in zip(levels, members, strict=True) for _ in m]
+        visual.append(material.visual(key, run.taps, clips, at))
+        words.append(material.words(key, clips))
+        scores.append(material.runs[key].scores[clips])
+        owner += [i for i, m in enumerate(members) for _ in m]
+    scores, owner = torch.cat(scores), torch.tensor(owner)
+    pairs = torch.tensor([(a, b) for a, b in combinations(range(len(owner)), 2) if owner[a] == owner[b]])
+    return (
+        [torch.cat(v) for v in zip(*visual, strict=True)], torch.cat([w[0] for w in words]), torch.cat([w[1] for w in words]),
+        pairs, outcomes(scores[pairs[:, 0]] - scores[pairs[:, 1]], run.dimensions),
+    )  # fmt: skip
+
+
+def kept_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generator) -> list[Tensor]:
+    """The same random share of the tokens of all clips, so that pairs are compared on the same places."""
+    count = visual[0].shape[1]
+    chosen = torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+    return [v[:, chosen] for v in visual]
+
+
+def train_head(run: HeadRun, material: Material) -> PrismHead:
+    """A head trained on pairs of a batch of captions at a time, with `trainers.prism train`'s loss, optimiser and schedule."""
+    torch.manual_seed(run.seed)
+    config = HeadConfig(128, run.dim, 4, run.layers, run.taps, run.queries, run.dimensions, pooling=run.pooling)
+    head = PrismHead(config).train(True)
+    settings = TrainSettings(
+        run.steps, run.batch, 1, run.rate, run.decay, 100, 1.0, ETA, "no", run.seed, (0.0, 1.0), run.dropout, "cosine"
+    )
+    optimiser, generator = make_optimiser(head, settings), torch.Generator().manual_seed(run.seed)
+    for step in range(run.steps):
+        visual, words, mask, pairs, outcome = draw_batch(run, material, generator)
+        if run.dropout:
+            visual = kept_tokens(visual, 1 - run.dropout, generator)
+        scores = head(visual, words, mask)
+        loss = rao_kupper(scores[pairs[:, 0]] - scores[pairs[:, 1]], outcome, ETA).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        optimiser.step()
+    return head.train(False)
+
+
+# Measuring
+
+
+@torch.no_grad()
+def scores_of(head: PrismHead, material: Material, key: tuple[str, str], captions: Sequence[int]) -> Tensor:
+    """[captions, clips of a caption, levels, dimensions]."""
+    count, rows = len(material.levels(key)), []
+    for c in captions:
+        clips = material.runs[key].members[c].tolist()
+        every, levels = [i for i in clips for _ in range(count)], list(range(count)) * len(clips)
+        found = head(material.visual(key, head.config.taps, every, levels), *material.words(key, every))
+        rows.append(found.view(len(clips), count, -1))
+    return torch.stack(rows)
+
+
+def truth_of(runs: Runs, captions: Sequence[int]) -> Tensor:
+    """The judge's scores [captions, clips of a caption, DIMENSIONS]."""
+    return torch.stack([runs.scores[runs.members[c]] for c in captions])
+
+
+def accuracy(predicted: Tensor, truth: Tensor, tie: float, allowed: Tensor | None = None) -> Tensor:
+    """Share [captions] of pairs beyond the tie that scores [captions, clips] order as truth does; NaN where there is none.
+
+    allowed: bool [clips, clips], which pairs count (None: all).
+    """
+    gap, found = (x[:, :, None] - x[:, None, :] for x in (truth, predicted))
+    decided = gap > tie
+    if allowed is not None:
+        decided = decided & allowed
+    right = (found > 0).double() + 0.5 * (found == 0).double()
+    return (right * decided).sum(dim=(1, 2)) / decided.sum(dim=(1, 2))
+
+
+def measure(head: PrismHead, material: Material) -> dict[str, list[float]]:
+    """{"<kind>/<captions>/<dimension>/<sigma>": accuracy of each caption}.
+
+    kind: WITHIN, ACROSS, or two generators; captions: "held out" (of training combinations) or "test" (of others).
+    """
+    found: dict[str, list[float]] = {}
+
+    def note(kind: str, captions: str, scores: Tensor, truth: Tensor, sigmas: Sequence[float], allowed=None) -> None:
+        for k, sigma in enumerate(sigmas):
+            for d, name in enumerate(head.config.dimensions):
+                right = accuracy(scores[:, :, k, d], truth[:, :, DIMENSIONS.index(name)], TIES[name], allowed)
+                found[f"{kind}/{captions}/{name}/{sigma:.3f}"] = right.tolist()
+
+    for part, captions in (("train", "held out"), ("test", "test")):
+        key = (f"{part}-late", WITHIN)
+        if key in material.runs:
+            count = len(material.runs[key].ids)
+            which = range(count - HELD_OUT if part == "train" else 0, count)
+            truth = truth_of(material.runs[key], which)
+            note(WITHIN, captions, scores_of(head, material, key, which), truth, material.levels(key))
+        keys = [(f"{part}-{g}", COMMON) for g in GENERATORS]
+        count = len(material.runs[keys[0]].ids)
+        which = range(count - ACROSS_HELD_OUT if part == "train" else 0, count)
+        every = [(scores_of(head, material, k, which), truth_of(material.runs[k], which)) for k in keys]
+        scores, truth = (torch.cat(x, dim=1) for x in zip(*every, strict=True))
+        owner = torch.arange(len(GENERATORS)).repeat_interleave(scores.shape[1] // len(GENERATORS))
+        note(ACROSS, captions, scores, truth, BETWEEN, owner[:, None] != owner)
+        for a, b in combinations(range(len(GENERATORS)), 2):
+            pair = ((owner == a)[:, None] & (owner == b)) | ((owner == b)[:, None] & (owner == a))
+            note(f"{GENERATORS[a]} against {GENERATORS[b]}", captions, scores, truth, BETWEEN, pair)
+    return found
+
+
+# All runs
+
+
+def runs_to_do() -> list[HeadRun]:
+    """Every head of the study; names say what differs from "within" and "between", which read block 8 by a query."""
+    within, between = HeadRun("within"), HeadRun("between", ACROSS, ACROSS_CAPTIONS - ACROSS_HELD_OUT)
+    found = [
+        within, between, replace(within, name="within, mean", pooling="mean"),
+        replace(between, name="between, mean", pooling="mean"),
+    ]  # fmt: skip
+    for tap in (t for t in TAPS if t != 8):
+        found += [
+            replace(within, name=f"within, block {tap}", taps=(tap,)),
+            replace(between, name=f"between, block {tap}", taps=(tap,)),
+        ]
+    for count in (450, 900, 1800):
+        found += [
+            replace(within, name=f"within, {count} captions", captions=count),
+            replace(within, name=f"within, mean, {count} captions", captions=count, pooling="mean"),
+        ]
+    found += [
+        replace(within, name="within, blocks 5 8 11", taps=(5, 8, 11)),
+        replace(within, name="within, overall only", dimensions=("overall",)),
+        replace(within, name="within, 4 queries", queries=4),
+        replace(between, name="between, independent noise", noise=INDEPENDENT),
+    ]
+    found += [replace(between, name=f"between, {b} backbone", backbone=b) for b in GENERATORS if b != "late"]
+    return found + [replace(r, name=f"{r.name}, seed 1", seed=1) for r in found[:4]]
+
+
+def parts_of(backbone: str) -> list[Part]:
+    """What heads on a backbone read."""
+    return [p for p in PARTS if backbone == "late" or p.what == COMMON]
+
+
+def feature_jobs(data: Path, folder: Path, backbone: Path, part: Part) -> list[FeatureJob]:
+    runs = [r["run"] for r in scored_runs(data / part.folder)]
+    captions = {r.rsplit("-", 1)[0] for r in runs}
+    per = part.per or len(runs) // len(captions)
+    count = min(len(captions), part.captions or len(captions)) * per
+    return [FeatureJob(data, folder, backbone, part, i) for i in range(0, count, CHUNK)]
+
+
+_materials: dict[str, Material] = {}
+
+
+def material_of(data: Path, folder: Path, backbone: Path, name: str) -> Material:
+    """What heads on the backbone `name` read; kept for the next head of this process."""
+    if name not in _materials:
+        _materials.clear()
+        runs, features, texts = {}, {}, {}
+        for part in parts_of(name):
+            key = (part.folder, part.what)
+            runs[key] = load_runs(data / part.folder, part.captions, part.per)
+            jobs = feature_jobs(data, folder, backbone, part)
+            features[key] = {t: Features(jobs, t) for t in TAPS}
+            texts[key] = text_features(runs[key], backbone)
+        _materials[name] = Material(runs, features, texts)
+    return _materials[name]
+
+
+def do_run(arguments: tuple[HeadRun, Path, Path, Path, Path]) -> str:
+    """Trains and measures a head; writes heads/<name>.safetensors and results/<name>.json."""
+    run, data, output, features, backbone = arguments
+    torch.set_num_threads(1)
+    result = output / "results" / f"{run.name}.json"
+    if not result.exists():
+        material = material_of(data, features, backbone, run.backbone)
+        head = train_head(run, material)
+        state = {k: v.contiguous() for k, v in head.state_dict().items()}
+        write_atomic(output / "heads" / f"{run.name}.safetensors", lambda partial: save_file(state, partial))
+        found = json.dumps({"run": asdict(run), "accuracy": measure(head, material)})
+        write_atomic(result, lambda partial: Path(partial).write_text(found, encoding="utf-8"))
+    return run.name
+
+
+def main(argv=None) -> int:
+    parser = make_parser("benchmarks.toy_world.prism_heads", __doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--generators", type=Path, nargs=3, required=True, metavar="FILE", help="early, middle, late")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number, of one thread each (one per core)")
+    args = parser.parse_args(argv)
+    backbones = dict(zip(GENERATORS, args.generators, strict=True))
+    folder = args.output_dir / "features"
+    for sub in ("features", "heads", "results"):
+        (args.output_dir / sub).mkdir(parents=True, exist_ok=True)
+    jobs = [j for name, path in backbones.items() for p in parts_of(name) for j in feature_jobs(args.data, folder, path, p)]
+    jobs.sort(key=lambda j: j.backbone != backbones["late"])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, context) as pool:
+        list(tqdm(pool.map(compute_features, jobs), total=len(jobs), desc="features", unit="chunk"))
+        tasks = [(r, args.data, args.output_dir, folder, backbones[r.backbone]) for r in runs_to_do()]
+        for name in tqdm(pool.map(do_run, tasks), total=len(tasks), desc="heads", unit="head"):
+            tqdm.write(name)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
