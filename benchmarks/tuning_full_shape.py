@@ -127,7 +127,8 @@ def main(argv=None) -> None:
     commands = {
         "dpo": ["train", "--data", data, "--gradient_accumulation_steps", 1, "--held_out", 0],
         "shell_reward": ["train", "--manifold", manifold, "--embeddings", texts, "--size", width, height, "--frames", frames,
-                         "--train_batch_size", 1, "--held_out", 0, "--validation_steps", 0],
+                         "--train_batch_size", 1, "--gradient_accumulation_steps", 1, "--held_out", 0,
+                         "--validation_steps", 0],
     }  # fmt: skip
     print(f"Wan2.1-1.3B's shape, bf16, latent {'x'.join(map(str, latent))} ({width}x{height}, {frames} frames), one step\n")
     print("| trainer | peak MiB | without pages of files, MiB | plan, MiB | seconds |\n|---|---|---|---|---|")

@@ -314,7 +314,7 @@ def test_held_out_figures_are_printed_and_logged(few, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "step 10 (lcc): held-out reconstruction" in printed
     assert re.search(r"step 20 \(shell\): .* AUROC clean over blurred 0\.\d+", printed)
-    assert list((tmp_path / "run.checkpoints" / "logs").glob("events*"))
+    assert list((tmp_path / "run.checkpoints").rglob("events*"))
 
 
 def test_mixed_precision_is_for_the_network_alone(few, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from ..kernels.shell_lcc.fit_anchors import fit_anchors
 from ..kernels.shell_lcc.kmeans import kmeans
 from ..kernels.shell_lcc.manifold import ShellManifold, save
 from ..kernels.shell_lcc.predictor import Predictor
+from ..running import accelerator as accelerators
 from ..running import checkpoint
 from ..running.device import init_distributed
 from ..running.loop import CheckpointOptions
@@ -72,8 +73,8 @@ def add_arguments(parser) -> None:
     train.add_argument("--checkpointing_steps", type=int, default=500, help="0: the last and on Ctrl-C only (default 500)")
     train.add_argument("--checkpoints_total_limit", type=int, default=2, help="0 keeps all (default 2)")
     train.add_argument("--resume_from_checkpoint", metavar="latest|PATH")
-    train.add_argument("--report_to", choices=("none", "tensorboard"), default="none")
-    train.add_argument("--logging_dir", metavar="DIR", help="for tensorboard (default: logs in the output_dir)")
+    train.add_argument("--report_to", default="none", metavar="NAME", help="a logger of accelerate: tensorboard, wandb, ...")
+    train.add_argument("--logging_dir", metavar="DIR", help="where loggers write (default: the output_dir)")
 
 
 def run(args) -> int:
@@ -121,7 +122,8 @@ def _fit_predictor(args, context) -> int:
     work = Path(args.output_dir) if args.output_dir else output.with_suffix(".checkpoints")
     require_output(output, args.overwrite)
     require_output_folder(work)
-    accelerator = _accelerator(args, context)
+    logs = Path(args.logging_dir) if args.logging_dir else work
+    accelerator = accelerators.accelerator_of(args, context, logs)
     data = _load(args, context)
     per_process = len(data.tokens) // (context.world_size * args.gradient_accumulation_steps)
     settings = FitSettings(
@@ -151,10 +153,13 @@ def _fit_predictor(args, context) -> int:
         data.notes += notes
     keep = CheckpointOptions(work, args.checkpointing_steps, args.checkpoints_total_limit or None, resume)
     coder = _start(data, settings, context, resume)
-    with _Log(args, context, data, settings, work) as log:
+    accelerators.start_loggers(accelerator, args, "shell_lcc")
+    with Bar("fitting predictor", settings.steps, "step", context.is_main) as bar:
+        log = _Log(args, accelerator, data, bar)
         figures = train_predictor.train(
             accelerator, coder, data.tokens, settings, keep, log.step, log.validate, args.validation_steps
         )
+    accelerators.finish_loggers(accelerator, args)
     return _finish(args, context, data, coder, figures) if context.is_main else 0
 
 
@@ -205,43 +210,20 @@ def _load(args, context) -> FitData:
         return load_fit_data(args, lambda _: bar.add())
 
 
-def _accelerator(args, context):
-    try:
-        from accelerate import Accelerator
-    except ImportError as e:
-        raise ImportError("--coder predictor needs accelerate: pip install accelerate (or fit --coder anchors)") from e
-    return Accelerator(cpu=context.device.type == "cpu", mixed_precision=args.mixed_precision, device_placement=False)
-
-
 class _Log:
-    """Progress, held-out figures and tensorboard of a predictor fit, on the first process."""
+    """Progress, held-out figures and loggers of a predictor fit; called on the first process."""
 
-    def __init__(self, args, context, data: FitData, settings: FitSettings, work: Path):
+    def __init__(self, args, accelerator, data: FitData, bar: Bar):
+        self.args, self.accelerator, self.bar = args, accelerator, bar
         self.space, self.seed = data.space, args.seed
         cap = VALIDATION_TOKENS // len(data.held_out)
         self.held = [(clip_id, evaluation.draw_frames(z, cap)) for clip_id, z in data.held_out]
-        self.bar = Bar("fitting predictor", settings.steps, "step", context.is_main)
-        self.writer = None
-        if args.report_to == "tensorboard" and context.is_main:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as e:
-                raise ImportError("--report_to tensorboard needs tensorboard: pip install tensorboard") from e
-            self.writer = SummaryWriter(args.logging_dir or work / "logs")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.__exit__()
-        if self.writer is not None:
-            self.writer.close()
 
     def step(self, step: int, stage: str, losses: dict[str, float]) -> None:
         if self.bar.bar is not None and self.bar.bar.n < step - 1:
             self.bar.reach(step - 1)
         self.bar.add({"stage": stage, "loss": f"{losses['total']:.4f}"})
-        self._write(step, {f"{stage}/{k}": v for k, v in losses.items()})
+        accelerators.log(self.accelerator, self.args, step, {f"{stage}/{k}": v for k, v in losses.items()})
 
     def validate(self, step: int, stage: str, coder: Predictor) -> None:
         m = evaluation.evaluate(ShellManifold(coder, self.space), self.held, seed=self.seed)
@@ -255,12 +237,7 @@ class _Log:
             figures |= {"distance": d["median"], "auroc_clean_over_blurred": m["auroc_clean_over_blurred"]}
             figures |= {"auroc_noisy_over_clean": m["auroc_noisy_over_clean"]}
         self.bar.say(text)
-        self._write(step, {f"held_out/{k}": v for k, v in figures.items()})
-
-    def _write(self, step: int, figures: dict[str, float]) -> None:
-        if self.writer is not None:
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, step)
+        accelerators.log(self.accelerator, self.args, step, {f"held_out/{k}": v for k, v in figures.items()})
 
 
 def _check(args) -> None:

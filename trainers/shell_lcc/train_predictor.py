@@ -18,6 +18,7 @@ from torch import Tensor
 from ..kernels.shell_lcc import fit_predictor
 from ..kernels.shell_lcc.predictor import Predictor
 from ..running import checkpoint
+from ..running.accelerator import on_any_process
 from ..running.checkpoint import TrainingState
 from ..running.loop import MAX_NONFINITE_STEPS, CheckpointOptions, DivergedError, deferred_signals
 
@@ -174,7 +175,7 @@ class _Run:
         done = self.step - (0 if self.prepared == "lcc" else self.settings.lcc_steps)
         losses, bad = self._gradients(done)
         # All processes must take the same branch: one that skipped or stopped alone would leave the others waiting.
-        bad, stop = self._any(bad, bool(received))
+        bad, stop = (on_any_process(self.accelerator, flag) for flag in (bad, bool(received)))
         if bad:
             self._skip()
         else:
@@ -251,13 +252,6 @@ class _Run:
             self.optimiser.step()
         for name, value in self.before.items():
             getattr(self.coder.predictor[1], name).copy_(value)
-
-    def _any(self, *flags: bool) -> tuple[bool, ...]:
-        if self.settings.processes == 1:
-            return flags
-        shared = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        torch.distributed.all_reduce(shared)
-        return tuple(bool(v > 0) for v in shared)
 
 
 def _full_precision(z: Tensor):

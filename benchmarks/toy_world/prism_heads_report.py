@@ -1,0 +1,154 @@
+"""Tables of `prism_heads`: accuracy by kind of pair, dimension and noise level; ablations; a learning curve over captions.
+
+    python -m benchmarks.toy_world.prism_heads_report --data outputs/toy_world/heads --study outputs/toy_world/heads/study
+
+Accuracies are shares of pairs that a head orders as the judge does, ties left out, averaged over captions; ± is half of the 95 %
+interval over captions. Differences are paired by caption.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.command_line import make_parser
+
+from .prism_collect import DIMENSIONS, TIES
+from .prism_heads import ACROSS, BETWEEN, FINISHED, GENERATORS, WITHIN, load_runs
+from .statistics import Estimate, mean
+
+Accuracies = dict[str, list[float]]
+# Noise levels of the tables of ablations; of pairs within a generator the last is a finished clip's.
+SHOWN = {WITHIN: (0.944, 0.9, 0.75, 0.25, FINISHED), ACROSS: BETWEEN}
+
+
+def over_captions(values: Sequence[float]) -> Estimate:
+    x = torch.tensor(values, dtype=torch.float64)
+    return mean(x[x.isfinite()])
+
+
+def averaged(found: Accuracies, kind: str, captions: str, dimension: str, sigmas: Sequence[float]) -> list[float]:
+    """Each caption's accuracy, averaged over noise levels."""
+    rows = torch.tensor([found[f"{kind}/{captions}/{dimension}/{s:.3f}"] for s in sigmas], dtype=torch.float64)
+    return rows.mean(dim=0).tolist()
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    return over_captions((torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).tolist())
+
+
+def signed(e: Estimate) -> str:
+    text = f"{e.mean:+.3f} ± {e.half:.3f}"
+    return f"**{text}**" if abs(e.mean) > e.half else text
+
+
+def text_of(e: Estimate) -> str:
+    """Bold where the interval excludes chance."""
+    return f"**{e.text()}**" if abs(e.mean - 0.5) > e.half else e.text()
+
+
+def by_level(results: dict[str, Accuracies], kind: str, names: Sequence[str], captions: str, sigmas: Sequence[float]) -> str:
+    """A row for each dimension and head, a column for each noise level."""
+    lines = ["| dimension | head | " + " | ".join(f"sigma {s:g}" for s in sigmas) + " | all levels | captions |"]
+    lines.append("|---" * (4 + len(sigmas)) + "|")
+    for d in DIMENSIONS:
+        for name in names:
+            found = results[name]
+            cells = [over_captions(found[f"{kind}/{captions}/{d}/{s:.3f}"]) for s in sigmas]
+            whole = over_captions(averaged(found, kind, captions, d, sigmas))
+            lines.append(f"| {d} | {name} | {' | '.join(map(text_of, [*cells, whole]))} | {whole.n} |")
+        query, pooled = (averaged(results[n], kind, captions, d, sigmas) for n in names[:2])
+        gaps = [difference(*(results[n][f"{kind}/{captions}/{d}/{s:.3f}"] for n in names[:2])) for s in sigmas]
+        lines.append(f"| {d} | difference | {' | '.join(map(signed, [*gaps, difference(query, pooled)]))} | |")
+    return "\n".join(lines)
+
+
+def ablations(results: dict[str, Accuracies], kind: str, names: Sequence[str], base: str, sigma: float) -> str:
+    """Accuracy in "overall" at one level and over all, and the difference from `base`, on test captions."""
+    sigmas = SHOWN[kind]
+    lines = [f"| head | overall, sigma {sigma:g} | overall, all levels | against {base} | alignment | motion | visual |"]
+    lines.append("|---" * 7 + "|")
+    reference = averaged(results[base], kind, "test", "overall", sigmas)
+    for name in names:
+        found = results[name]
+        own = averaged(found, kind, "test", "overall", sigmas)
+        at = over_captions(found[f"{kind}/test/overall/{sigma:.3f}"])
+        others = [
+            text_of(over_captions(averaged(found, kind, "test", d, sigmas))) if f"{kind}/test/{d}/{sigma:.3f}" in found else ""
+            for d in DIMENSIONS[:3]
+        ]
+        gap = "" if name == base else signed(difference(own, reference))
+        lines.append(f"| {name} | {text_of(at)} | {text_of(over_captions(own))} | {gap} | {' | '.join(others)} |")
+    return "\n".join(lines)
+
+
+def later_is_better(scores: Sequence[Tensor], dimension: int, tie: float) -> dict[str, Estimate]:
+    """Share of pairs, no ties, in which the clip of the later checkpoint is better. scores: of each generator [captions, clips,
+    dimensions], early first."""
+    found = {}
+    for a, b in combinations(range(len(scores)), 2):
+        gap = scores[b][:, :, None, dimension] - scores[a][:, None, :, dimension]
+        decided = gap.abs() > tie
+        share = ((gap > tie) & decided).sum(dim=(1, 2)) / decided.sum(dim=(1, 2))
+        found[f"{GENERATORS[a]} against {GENERATORS[b]}"] = over_captions(share.tolist())
+    return found
+
+
+def generators_table(data: Path) -> str:
+    """How good the three checkpoints are, and how often the later one's clip is better."""
+    runs = {g: load_runs(data / f"test-{g}", None, 2) for g in GENERATORS}
+    scores = [torch.stack([r.scores[m] for m in r.members]) for r in runs.values()]
+    lines = ["| | " + " | ".join(DIMENSIONS) + " |", "|---" * (1 + len(DIMENSIONS)) + "|"]
+    for g, s in zip(GENERATORS, scores, strict=True):
+        lines.append(f"| {g}: mean score | " + " | ".join(mean(s[:, :, d].mean(dim=1)).text() for d in range(len(DIMENSIONS))) + " |")
+    shares = [later_is_better(scores, d, TIES[name]) for d, name in enumerate(DIMENSIONS)]
+    for pair in shares[0]:
+        lines.append(f"| {pair}: the later is better | " + " | ".join(s[pair].text() for s in shares) + " |")
+    return "\n".join(lines)
+
+
+def curve(results: dict[str, Accuracies], sigma: float) -> str:
+    """Accuracy within a generator over the number of captions, held-out and test captions, query and mean."""
+    lines = ["| captions | head | held-out combinations of training, all levels | test, all levels | test, sigma "
+             f"{sigma:g} | test, finished |", "|---" * 6 + "|"]  # fmt: skip
+    for count in (450, 900, 1800, 3600):
+        for pooling in ("", ", mean"):
+            name = f"within{pooling}" + ("" if count == 3600 else f", {count} captions")
+            found = results[name]
+            known = sorted({float(k.split("/")[3]) for k in found if k.startswith(f"{WITHIN}/held out/overall/")})
+            cells = [
+                averaged(found, WITHIN, "held out", "overall", known), averaged(found, WITHIN, "test", "overall", SHOWN[WITHIN]),
+                found[f"{WITHIN}/test/overall/{sigma:.3f}"], found[f"{WITHIN}/test/overall/{FINISHED:.3f}"],
+            ]  # fmt: skip
+            shown = " | ".join(text_of(over_captions(c)) for c in cells)
+            lines.append(f"| {count} | {'mean' if pooling else 'query'} | {shown} |")
+    return "\n".join(lines)
+
+
+def main(argv=None) -> None:
+    parser = make_parser("benchmarks.toy_world.prism_heads_report", __doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--study", type=Path, required=True)
+    args = parser.parse_args(argv)
+    results = {}
+    for path in sorted((args.study / "results").glob("*.json")):
+        results[path.stem] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+    parts: list[tuple[str, Callable[[], str]]] = [
+        ("Generators", lambda: generators_table(args.data)),
+        ("Pairs between generators", lambda: by_level(results, ACROSS, ("between", "between, mean"), "test", BETWEEN)),
+        ("Pairs within a generator", lambda: by_level(results, WITHIN, ("within", "within, mean"), "test", SHOWN[WITHIN])),
+        ("Learning curve", lambda: curve(results, 0.9)),
+        ("Ablations, pairs between generators",
+         lambda: ablations(results, ACROSS, [n for n in results if ACROSS + "/test/overall/0.900" in results[n]], "between", 0.9)),
+        ("Ablations, pairs within a generator",
+         lambda: ablations(results, WITHIN, [n for n in results if WITHIN + "/test/overall/0.900" in results[n]], "within", 0.9)),
+    ]  # fmt: skip
+    for title, part in parts:
+        print(f"## {title}\n\n{part()}\n")
+
+
+if __name__ == "__main__":
+    main()
