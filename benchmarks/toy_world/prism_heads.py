@@ -37,10 +37,12 @@ from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.kernels.prism.preference_loss import ETA, rao_kupper
 from trainers.prism.collect import path_of
 from trainers.prism.train_loop import TrainSettings, learning_rate, make_optimiser
+from trainers.tuning import lora
 from trainers.wan import dit as wan_dit
+from trainers.wan.dit import WanDit
 from trainers.wan.text_padding import fold_padding
 
-from .prism_collect import DIMENSIONS, TIES
+from .prism_collect import DIMENSIONS, LEVELS, TIES
 
 GENERATORS = ("early", "middle", "late")
 TAPS = (2, 5, 8, 11)
@@ -74,6 +76,11 @@ class Runs:
         return list(torch.arange(len(self.z)).split(torch.bincount(self.caption).tolist()))
 
 
+def is_kept(sigma: float | None) -> bool:
+    """Whether a state at this noise level is read: those of `prism_collect.LEVELS`; a folder may have others as well."""
+    return sigma is not None and any(0 <= level - sigma < 2e-4 for levels in LEVELS.values() for level in levels)
+
+
 def scored_runs(folder: Path) -> list[dict]:
     """The lines of a folder's scores: {"run", "scores"}."""
     return [json.loads(line) for _, line in lines.numbered(lines.read_text(folder / "scores.jsonl"))]
@@ -90,7 +97,7 @@ def load_runs(folder: Path, captions: int | None = None, per: int | None = None)
         entries = found.config["clips"]
         own = sorted((k for k in tensors if entries[k]["sigma"] is None), key=lambda k: entries[k]["seed"])[:per]
         for name in own:
-            states = {e["sigma"]: tensors[key] for key, e in entries.items() if e["run"] == name and e["sigma"] is not None}
+            states = {e["sigma"]: tensors[key] for key, e in entries.items() if e["run"] == name and is_kept(e["sigma"])}
             rows.append((k, tensors[name], states, scored[name]))
     sigmas = sorted(rows[0][2], reverse=True)
     place = {k: i for i, k in enumerate(ids)}
@@ -107,24 +114,25 @@ def noise_of(prompt: str, sigma: float, salt: int, shape: Sequence[int]) -> Tens
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def latent_at(runs: Runs, clip: int, what: str, level: int) -> Tensor:
+    """`latents_of` of one clip at one of its levels, [16, 5, 8, 8]."""
+    if what == WITHIN and level < len(runs.sigmas):
+        return runs.states[clip, level].float()
+    sigma = FINISHED if what == WITHIN else BETWEEN[level]
+    salt = 1 + clip if what == INDEPENDENT else 0
+    z = runs.z[clip].float()
+    return sigma * noise_of(runs.ids[runs.caption[clip]], sigma, salt, z.shape) + (1 - sigma) * z
+
+
 def latents_of(runs: Runs, part: Sequence[int], what: str) -> tuple[Tensor, list[float]]:
     """(latents [n, L, 16, 5, 8, 8], their noise levels).
 
     what: WITHIN for the sampling's own states and the finished clip with noise of FINISHED; COMMON or INDEPENDENT for the
     finished clip at the levels of BETWEEN, all clips of a caption with the same noise, or each with its own.
     """
-    z = runs.z[part].float()
-    prompts = [runs.ids[runs.caption[i]] for i in part]
-    own = {WITHIN: [FINISHED], COMMON: BETWEEN, INDEPENDENT: BETWEEN}[what]
-    salts = [1 + i if what == INDEPENDENT else 0 for i in part]
-    noised = []
-    for sigma in own:
-        noise = torch.stack([noise_of(p, sigma, s, z.shape[1:]) for p, s in zip(prompts, salts, strict=True)])
-        noised.append(sigma * noise + (1 - sigma) * z)
-    noised = torch.stack(noised, dim=1)
-    if what == WITHIN:
-        return torch.cat([runs.states[part].float(), noised], dim=1), [*runs.sigmas, FINISHED]
-    return noised, list(own)
+    sigmas = [*runs.sigmas, FINISHED] if what == WITHIN else list(BETWEEN)
+    rows = [torch.stack([latent_at(runs, i, what, k) for k in range(len(sigmas))]) for i in part]
+    return torch.stack(rows), sigmas
 
 
 # Features
@@ -141,7 +149,7 @@ class Part:
 
 
 # Captions with clips of every generator; a head is trained on all but the last.
-ACROSS_CAPTIONS, ACROSS_HELD_OUT = 1200, 200
+ACROSS_CAPTIONS, ACROSS_HELD_OUT = 1000, 150
 PARTS = (
     Part("train-late", WITHIN, None, None), Part("test-late", WITHIN, None, None),
     *(Part(f"train-{g}", what, ACROSS_CAPTIONS, 1) for g in GENERATORS for what in (COMMON, INDEPENDENT)),
@@ -194,6 +202,22 @@ def _save_array(path: str, values: Tensor) -> None:
         np.save(f, values.numpy())
 
 
+class Computed:
+    """`Features` of a part by a tuned backbone, computed for all of its clips."""
+
+    @torch.no_grad()
+    def __init__(self, runs: Runs, what: str, dit: WanDit, tap: int):
+        rows = []
+        for i in range(len(runs.z)):
+            x, sigmas = latents_of(runs, [i], what)
+            text, bias, _ = fold_padding([runs.texts[runs.caption[i]]] * len(sigmas))
+            rows.append(dit.features(x[0], torch.tensor(sigmas), text, [tap], bias)[0][0].half())
+        self.values = torch.stack(rows)
+
+    def read(self, clips: Sequence[int], levels: Sequence[int]) -> Tensor:
+        return self.values[list(clips), list(levels)].float()
+
+
 class Features:
     """Features of all clips of a folder at one tap, on disk: read [n, 80, 128] by (clip, level)."""
 
@@ -226,7 +250,8 @@ def text_features(runs: Runs, backbone: Path) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class HeadRun:
     """One head. kind: WITHIN or ACROSS, the pairs that it is trained on; captions: how many; noise: of pairs between
-    generators; backbone: whose features; dimensions: what it scores."""
+    generators; backbone: whose features; dimensions: what it scores; tuned: rank of a LoRA that is trained in the backbone,
+    0 for a frozen one."""
 
     name: str
     kind: str = WITHIN
@@ -239,12 +264,13 @@ class HeadRun:
     queries: int = 1
     dim: int = 128
     layers: int = 2
-    steps: int = 2500
+    steps: int = 1500
     batch: int = 24
     rate: float = 1e-3
     decay: float = 0.3
     dropout: float = 0.5
     seed: int = 0
+    tuned: int = 0
 
 
 @dataclass
@@ -275,28 +301,38 @@ def outcomes(gap: Tensor, dimensions: Sequence[str]) -> Tensor:
     return torch.where(gap.abs() <= ties, 0, gap.sign()).long()
 
 
-def draw_batch(run: HeadRun, material: Material, generator: torch.Generator):
+@dataclass(frozen=True)
+class Batch:
     """Clips of a batch of captions, each caption at one noise level.
 
-    Returns (features by tap, words, mask, pairs [P, 2] of positions in the batch, outcomes [P, D]).
+    parts: (key of the material, clips, levels); pairs: [P, 2], positions in the batch; outcome: [P, D].
     """
+
+    parts: list[tuple[tuple[str, str], list[int], list[int]]]
+    pairs: Tensor
+    outcome: Tensor
+
+    def features(self, material: Material, taps: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """(visual tokens by tap, words, mask) of all clips."""
+        visual = [material.visual(key, taps, clips, levels) for key, clips, levels in self.parts]
+        words, masks = zip(*(material.words(key, clips) for key, clips, _ in self.parts), strict=True)
+        return [torch.cat(v) for v in zip(*visual, strict=True)], torch.cat(words), torch.cat(masks)
+
+
+def draw_batch(run: HeadRun, material: Material, generator: torch.Generator) -> Batch:
     keys = [("train-late", WITHIN)] if run.kind == WITHIN else [(f"train-{g}", run.noise) for g in GENERATORS]
     captions = torch.randint(0, run.captions, (run.batch,), generator=generator).tolist()
     levels = torch.randint(0, len(material.levels(keys[0])), (run.batch,), generator=generator).tolist()
-    visual, words, scores, owner = [], [], [], []
+    parts, scores, owner = [], [], []
     for key in keys:
         members = [material.runs[key].members[c] for c in captions]
         clips, at = torch.cat(members).tolist(), [k for k, m in zip(levels, members, strict=True) for _ in m]
-        visual.append(material.visual(key, run.taps, clips, at))
-        words.append(material.words(key, clips))
+        parts.append((key, clips, at))
         scores.append(material.runs[key].scores[clips])
         owner += [i for i, m in enumerate(members) for _ in m]
     scores, owner = torch.cat(scores), torch.tensor(owner)
     pairs = torch.tensor([(a, b) for a, b in combinations(range(len(owner)), 2) if owner[a] == owner[b]])
-    return (
-        [torch.cat(v) for v in zip(*visual, strict=True)], torch.cat([w[0] for w in words]), torch.cat([w[1] for w in words]),
-        pairs, outcomes(scores[pairs[:, 0]] - scores[pairs[:, 1]], run.dimensions),
-    )  # fmt: skip
+    return Batch(parts, pairs, outcomes(scores[pairs[:, 0]] - scores[pairs[:, 1]], run.dimensions))
 
 
 def kept_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generator) -> list[Tensor]:
@@ -306,8 +342,11 @@ def kept_tokens(visual: Sequence[Tensor], share: float, generator: torch.Generat
     return [v[:, chosen] for v in visual]
 
 
-def train_head(run: HeadRun, material: Material) -> PrismHead:
-    """A head trained on pairs of a batch of captions at a time, with `trainers.prism train`'s loss, optimiser and schedule."""
+def train_head(run: HeadRun, material: Material, tuned: WanDit | None = None) -> PrismHead:
+    """A head trained on pairs of a batch of captions at a time, with `trainers.prism train`'s loss, optimiser and schedule.
+
+    tuned: a backbone whose LoRA is trained with the head; features are then computed and not read.
+    """
     torch.manual_seed(run.seed)
     config = HeadConfig(128, run.dim, 4, run.layers, run.taps, run.queries, run.dimensions, pooling=run.pooling)
     head = PrismHead(config).train(True)
@@ -315,19 +354,39 @@ def train_head(run: HeadRun, material: Material) -> PrismHead:
         run.steps, run.batch, 1, run.rate, run.decay, 100, 1.0, ETA, "no", run.seed, (0.0, 1.0), run.dropout, "cosine"
     )
     optimiser, generator = make_optimiser(head, settings), torch.Generator().manual_seed(run.seed)
+    adapter = list(lora.parameters(tuned.model).values()) if tuned else []
+    if tuned:
+        optimiser.add_param_group({"params": adapter, "weight_decay": 0.0})
     for step in range(run.steps):
-        visual, words, mask, pairs, outcome = draw_batch(run, material, generator)
+        batch = draw_batch(run, material, generator)
+        found = online_features(batch, material, tuned, run.taps) if tuned else batch.features(material, run.taps)
+        visual, words, mask = found
         if run.dropout:
             visual = kept_tokens(visual, 1 - run.dropout, generator)
         scores = head(visual, words, mask)
-        loss = rao_kupper(scores[pairs[:, 0]] - scores[pairs[:, 1]], outcome, ETA).mean()
+        loss = rao_kupper(scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]], batch.outcome, ETA).mean()
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([*head.parameters(), *adapter], 1.0)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(settings, step)
         optimiser.step()
     return head.train(False)
+
+
+def online_features(batch: Batch, material: Material, dit: WanDit, taps: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """`Batch.features` by a backbone that is being tuned, with gradients."""
+    x, sigmas, texts = [], [], []
+    for key, clips, levels in batch.parts:
+        runs, known = material.runs[key], material.levels(key)
+        for i, k in zip(clips, levels, strict=True):
+            x.append(latent_at(runs, i, key[1], k))
+            sigmas.append(known[k])
+            texts.append(runs.texts[runs.caption[i]])
+    text, bias, mask = fold_padding(texts)
+    # Without the decorator that computes features without gradients.
+    visual, words = WanDit.features.__wrapped__(dit, torch.stack(x), torch.tensor(sigmas), text, list(taps), bias)
+    return visual, words, mask
 
 
 # Measuring
@@ -377,6 +436,8 @@ def measure(head: PrismHead, material: Material) -> dict[str, list[float]]:
                 found[f"{kind}/{captions}/{name}/{sigma:.3f}"] = right.tolist()
 
     for part, captions in (("train", "held out"), ("test", "test")):
+        if (f"{part}-late", COMMON) not in material.runs:
+            continue
         key = (f"{part}-late", WITHIN)
         if key in material.runs:
             count = len(material.runs[key].ids)
@@ -423,6 +484,13 @@ def runs_to_do() -> list[HeadRun]:
         replace(between, name="between, independent noise", noise=INDEPENDENT),
     ]
     found += [replace(between, name=f"between, {b} backbone", backbone=b) for b in GENERATORS if b != "late"]
+    # As many steps and pairs with a frozen and with a tuned backbone: a step of the latter takes thirty times as long.
+    for run in (within, between):
+        short = replace(run, steps=400, batch=8)
+        found += [
+            replace(short, name=f"{run.name}, frozen, 400 steps of 8"),
+            replace(short, name=f"{run.name}, LoRA, 400 steps of 8", tuned=8),
+        ]
     return found + [replace(r, name=f"{r.name}, seed 1", seed=1) for r in found[:4]]
 
 
@@ -457,6 +525,14 @@ def material_of(data: Path, folder: Path, backbone: Path, name: str) -> Material
     return _materials[name]
 
 
+def tests_of(material: Material, dit: WanDit, taps: Sequence[int]) -> Material:
+    """The test captions of a material with a tuned backbone's features."""
+    keys = [k for k in material.runs if k[0].startswith("test")]
+    runs = {k: material.runs[k] for k in keys}
+    features = {k: {t: Computed(runs[k], k[1], dit, t) for t in taps} for k in keys}
+    return Material(runs, features, {k: material.texts[k] for k in keys})
+
+
 def do_run(arguments: tuple[HeadRun, Path, Path, Path, Path]) -> str:
     """Trains and measures a head; writes heads/<name>.safetensors and results/<name>.json."""
     run, data, output, features, backbone = arguments
@@ -464,7 +540,14 @@ def do_run(arguments: tuple[HeadRun, Path, Path, Path, Path]) -> str:
     result = output / "results" / f"{run.name}.json"
     if not result.exists():
         material = material_of(data, features, backbone, run.backbone)
-        head = train_head(run, material)
+        tuned = None
+        if run.tuned:
+            tuned = wan_dit.load(backbone, max(run.taps))
+            lora.add(tuned.model, lora.LoraOptions(run.tuned, run.tuned), run.seed)
+        head = train_head(run, material, tuned)
+        if tuned:
+            # Only the tests are measured: the features of every training clip would have to be computed again.
+            material = tests_of(material, tuned, run.taps)
         state = {k: v.contiguous() for k, v in head.state_dict().items()}
         write_atomic(output / "heads" / f"{run.name}.safetensors", lambda partial: save_file(state, partial))
         found = json.dumps({"run": asdict(run), "accuracy": measure(head, material)})

@@ -1,9 +1,9 @@
 """Tables of `prism_heads`: accuracy by kind of pair, dimension and noise level; ablations; a learning curve over captions.
 
-    python -m benchmarks.toy_world.prism_heads_report --data outputs/toy_world/heads --study outputs/toy_world/heads/study
+    python -m benchmarks.toy_world.prism_heads_report --data outputs/heads --study outputs/heads/study
 
-Accuracies are shares of pairs that a head orders as the judge does, ties left out, averaged over captions; ± is half of the 95 %
-interval over captions. Differences are paired by caption.
+Accuracies are shares of pairs that a head orders as the judge does, ties left out, averaged over captions; ± is half of the
+95 % interval over captions. Differences are paired by caption.
 """
 
 import json
@@ -86,8 +86,10 @@ def ablations(results: dict[str, Accuracies], kind: str, names: Sequence[str], b
 
 
 def later_is_better(scores: Sequence[Tensor], dimension: int, tie: float) -> dict[str, Estimate]:
-    """Share of pairs, no ties, in which the clip of the later checkpoint is better. scores: of each generator [captions, clips,
-    dimensions], early first."""
+    """Share of pairs, no ties, in which the clip of the later checkpoint is better.
+
+    scores: of each generator [captions, clips, dimensions], early first.
+    """
     found = {}
     for a, b in combinations(range(len(scores)), 2):
         gap = scores[b][:, :, None, dimension] - scores[a][:, None, :, dimension]
@@ -103,7 +105,8 @@ def generators_table(data: Path) -> str:
     scores = [torch.stack([r.scores[m] for m in r.members]) for r in runs.values()]
     lines = ["| | " + " | ".join(DIMENSIONS) + " |", "|---" * (1 + len(DIMENSIONS)) + "|"]
     for g, s in zip(GENERATORS, scores, strict=True):
-        lines.append(f"| {g}: mean score | " + " | ".join(mean(s[:, :, d].mean(dim=1)).text() for d in range(len(DIMENSIONS))) + " |")
+        cells = [mean(s[:, :, d].mean(dim=1)).text() for d in range(len(DIMENSIONS))]
+        lines.append(f"| {g}: mean score | {' | '.join(cells)} |")
     shares = [later_is_better(scores, d, TIES[name]) for d, name in enumerate(DIMENSIONS)]
     for pair in shares[0]:
         lines.append(f"| {pair}: the later is better | " + " | ".join(s[pair].text() for s in shares) + " |")
@@ -120,7 +123,8 @@ def curve(results: dict[str, Accuracies], sigma: float) -> str:
             found = results[name]
             known = sorted({float(k.split("/")[3]) for k in found if k.startswith(f"{WITHIN}/held out/overall/")})
             cells = [
-                averaged(found, WITHIN, "held out", "overall", known), averaged(found, WITHIN, "test", "overall", SHOWN[WITHIN]),
+                averaged(found, WITHIN, "held out", "overall", known),
+                averaged(found, WITHIN, "test", "overall", SHOWN[WITHIN]),
                 found[f"{WITHIN}/test/overall/{sigma:.3f}"], found[f"{WITHIN}/test/overall/{FINISHED:.3f}"],
             ]  # fmt: skip
             shown = " | ".join(text_of(over_captions(c)) for c in cells)
@@ -136,16 +140,18 @@ def main(argv=None) -> None:
     results = {}
     for path in sorted((args.study / "results").glob("*.json")):
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+
+    def tried(kind: str) -> list[str]:
+        return [n for n, found in results.items() if f"{kind}/test/overall/0.900" in found]
+
     parts: list[tuple[str, Callable[[], str]]] = [
         ("Generators", lambda: generators_table(args.data)),
         ("Pairs between generators", lambda: by_level(results, ACROSS, ("between", "between, mean"), "test", BETWEEN)),
         ("Pairs within a generator", lambda: by_level(results, WITHIN, ("within", "within, mean"), "test", SHOWN[WITHIN])),
         ("Learning curve", lambda: curve(results, 0.9)),
-        ("Ablations, pairs between generators",
-         lambda: ablations(results, ACROSS, [n for n in results if ACROSS + "/test/overall/0.900" in results[n]], "between", 0.9)),
-        ("Ablations, pairs within a generator",
-         lambda: ablations(results, WITHIN, [n for n in results if WITHIN + "/test/overall/0.900" in results[n]], "within", 0.9)),
-    ]  # fmt: skip
+        ("Ablations, pairs between generators", lambda: ablations(results, ACROSS, tried(ACROSS), "between", 0.9)),
+        ("Ablations, pairs within a generator", lambda: ablations(results, WITHIN, tried(WITHIN), "within", 0.9)),
+    ]
     for title, part in parts:
         print(f"## {title}\n\n{part()}\n")
 
