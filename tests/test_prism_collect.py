@@ -185,5 +185,20 @@ def test_bad_scores_are_named(backbone, texts, tmp_path, capsys, text, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_dimension_may_have_a_tie_of_its_own(backbone, texts, tmp_path, capsys):  # noqa: F811
+    out, path = tmp_path / "runs", tmp_path / "s.jsonl"
+    assert collect(backbone, texts, out) == 0
+    names = runs_of_seed(5)["cat"]
+    path.write_text("".join(json.dumps({"run": r, "scores": {"a": i, "b": i}}) + "\n" for i, r in enumerate(names)))
+    assert prism.main(["label", "--data", str(out), "--scores", str(path), "--tie", "0.5", "b=1"]) == 0
+    outcomes = {(r.a, r.b): r.outcome for r in prism_data.load(out).rows}
+    (near, far, after) = combinations(names, 2)
+    assert outcomes == {near: {"a": -1, "b": 0}, far: {"a": -1, "b": -1}, after: {"a": -1, "b": 0}}
+    no_such = "has no dimension 'c'; it has a, b"
+    for bad, message in (("c=1", no_such), ("-1", "--tie -1"), ("=1", "--tie =1"), ("a=x", "--tie a=x")):
+        assert prism.main(["label", "--data", str(out), "--scores", str(path), "--tie", bad]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_rows_need_a_common_dimension():
     assert rows_of({"a": "p", "b": "p"}, {"a": {"x": 1.0}, "b": {"y": 1.0}}, 0.0) == []

@@ -7,7 +7,17 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks.toy_world import candidates, easy_cache, pipeline, prism_rows, search, statistics, train_prism, weights
+from benchmarks.toy_world import (
+    candidates,
+    easy_cache,
+    pipeline,
+    prism_collect,
+    prism_heads,
+    prism_rows,
+    search,
+    statistics,
+    weights,
+)
 from benchmarks.toy_world.pipeline import SHIFT, STEPS, sigmas
 from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.prism import train_loop as prism_train
@@ -181,8 +191,98 @@ def test_prompts_of_the_heads_are_the_training_captions(tmp_path):
     from benchmarks.toy_world.clips import scene_of
     from trainers.kernels.files import header as formats
 
-    train_prism.write_prompts(tmp_path / "p.safetensors", weights.FOLDER, 3)
+    prism_collect.write_prompts(tmp_path / "p.safetensors", weights.FOLDER, "train", range(3))
     texts, header = formats.read(tmp_path / "p.safetensors", "texts")
     assert sorted(texts) == ["negative", "train-0000", "train-0001", "train-0002"]
     assert header.config["prompts"]["train-0001"] == scene_of("train", 1)[1]
     assert header.config["prompts"]["negative"] == ""
+
+
+def synthetic_runs(captions=3, per=2, seed=0):
+    """Random latents and scores; every caption has its own words."""
+    g = torch.Generator().manual_seed(seed)
+    n = captions * per
+    return prism_heads.Runs(
+        torch.randn(n, 16, 5, 8, 8, generator=g).half(), torch.randn(n, 2, 16, 5, 8, 8, generator=g).half(), [0.9, 0.75],
+        torch.rand(n, 4, generator=g), torch.arange(captions).repeat_interleave(per), [f"p-{i}" for i in range(captions)],
+        [torch.randn(5 + i, 256, generator=g) for i in range(captions)],
+    )  # fmt: skip
+
+
+class TestHeads:
+    def test_motion_is_the_geometric_mean_of_three_scores(self):
+        scores = {"alignment": 0.9, "sharpness": 0.3, "smoothness": 1.0, "dynamics": 0.5, "rigidity": 0.25, "overall": 0.7}
+        found = prism_collect.by_dimension({k: torch.tensor([v]) for k, v in scores.items()})
+        assert list(found) == list(prism_collect.DIMENSIONS)
+        assert float(found["motion"]) == pytest.approx(0.5)
+        assert float(found["visual"]) == pytest.approx(0.3)
+
+    def test_outcomes_have_a_tie_for_each_dimension(self):
+        gap = torch.tensor([[0.03, -0.03, 0.015, 0.01], [-0.5, 0.02, -0.01, 0.0]])
+        assert prism_heads.outcomes(gap, prism_collect.DIMENSIONS).tolist() == [[1, -1, 1, 0], [-1, 0, 0, 0]]
+        assert prism_heads.outcomes(gap, ("visual",)).tolist() == [[1], [0]]
+
+    def test_accuracy_counts_the_pairs_that_are_allowed(self):
+        truth, predicted = torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[0.0, 2.0, 1.0]])
+        assert float(prism_heads.accuracy(predicted, truth, 0.02)) == pytest.approx(2 / 3)
+        only = torch.zeros(3, 3, dtype=torch.bool)
+        only[2, 1] = only[1, 2] = True
+        assert float(prism_heads.accuracy(predicted, truth, 0.02, only)) == 0
+        assert bool(prism_heads.accuracy(predicted, truth, 1.0).isnan())
+
+    def test_noise_is_common_to_a_captions_clips_or_not(self):
+        runs = synthetic_runs()
+        for what, equal in ((prism_heads.COMMON, True), (prism_heads.INDEPENDENT, False)):
+            x, sigmas = prism_heads.latents_of(runs, [2, 3], what)
+            assert sigmas == list(prism_heads.BETWEEN)
+            s = sigmas[0]
+            noise = [(x[i, 0] - (1 - s) * runs.z[2 + i].float()) / s for i in (0, 1)]
+            assert torch.allclose(*noise, atol=1e-4) == equal
+            assert float(noise[0].std()) == pytest.approx(1, abs=0.05)
+
+    def test_features_on_disk_are_those_of_the_backbone(self, tmp_path, monkeypatch):
+        """Also those that a tuned backbone computes before its first step."""
+        runs, backbone = synthetic_runs(), weights.FOLDER / weights.DIT
+        monkeypatch.setattr(prism_heads, "CHUNK", 4)
+        monkeypatch.setattr(prism_heads, "TAPS", (1,))
+        monkeypatch.setattr(prism_heads, "load_runs", lambda *_: runs)
+        part = prism_heads.Part("train-late", prism_heads.WITHIN, None, None)
+        jobs = [prism_heads.FeatureJob(tmp_path, tmp_path, backbone, part, i) for i in (0, 4)]
+        for job in jobs:
+            prism_heads.compute_features(job)
+        key = ("train-late", prism_heads.WITHIN)
+        material = prism_heads.Material({key: runs}, {key: {1: prism_heads.Features(jobs, 1)}},
+                                        {key: prism_heads.text_features(runs, backbone)})  # fmt: skip
+        run = prism_heads.HeadRun("x", captions=3, taps=(1,), batch=2, steps=2, dim=16)
+        batch = prism_heads.draw_batch(run, material, torch.Generator().manual_seed(0))
+        assert len(batch.pairs) == 2
+        stored, words, mask = batch.features(material, (1,))
+        dit = wan_dit.load(backbone, 1)
+        with torch.no_grad():
+            computed, own_words, own_mask = prism_heads.online_features(batch, material, dit, (1,))
+        assert torch.allclose(stored[0], computed[0], atol=2e-2)
+        length = own_mask.shape[1]
+        assert torch.equal(mask[:, :length], own_mask)
+        assert torch.allclose(words[:, :length][own_mask], own_words[own_mask], atol=1e-4)
+        head = prism_heads.train_head(run, material)
+        assert prism_heads.scores_of(head, material, key, [0, 2]).shape == (2, 2, 3, 4)
+
+    def test_a_head_learns_what_features_show(self, monkeypatch):
+        """Synthetic features whose mean is the score: held-out captions are ordered right."""
+        runs, key = synthetic_runs(captions=60, per=4), ("train-late", prism_heads.WITHIN)
+        runs.scores[:] = runs.scores[:, :1]
+
+        class Shown:
+            def read(self, clips, levels):
+                noise = torch.randn(len(clips), 8, 128, generator=torch.Generator().manual_seed(len(clips)))
+                shown = torch.zeros(128)
+                shown[:16] = 4.0
+                return noise + runs.scores[clips, 0].view(-1, 1, 1) * shown
+
+        texts = (torch.zeros(60, 2, 128), torch.ones(60, 2, dtype=torch.bool))
+        material = prism_heads.Material({key: runs}, {key: {8: Shown()}}, {key: texts})
+        run = prism_heads.HeadRun("x", captions=50, batch=8, steps=120, dim=32, dropout=0.0)
+        head = prism_heads.train_head(run, material)
+        scores = prism_heads.scores_of(head, material, key, range(50, 60))
+        right = prism_heads.accuracy(scores[:, :, 0, 3], prism_heads.truth_of(runs, range(50, 60))[:, :, 3], 0.02)
+        assert float(right.mean()) > 0.8

@@ -26,13 +26,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.command_line import make_parser
 from trainers.kernels.files import header, lines
 from trainers.kernels.files.atomic import write_atomic
+from trainers.kernels.latent_space import WAN21
+from trainers.kernels.prism import accuracy as accuracies
+from trainers.kernels.prism import files
+from trainers.kernels.prism.accuracy import tie_threshold
+from trainers.kernels.prism.files import LoadedHead
 from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.kernels.prism.preference_loss import ETA, rao_kupper
 from trainers.prism.collect import path_of
@@ -457,6 +461,41 @@ def measure(head: PrismHead, material: Material) -> dict[str, list[float]]:
     return found
 
 
+def compared(head: PrismHead, material: Material, kind: str, captions: slice) -> dict[float, tuple[Tensor, Tensor]]:
+    """{noise level: (score differences [P, D], outcomes [P, D])} of pairs of held-out training captions, a slice of them."""
+    keys = [("train-late", WITHIN)] if kind == WITHIN else [(f"train-{g}", COMMON) for g in GENERATORS]
+    count = len(material.runs[keys[0]].ids)
+    which = range(count - (HELD_OUT if kind == WITHIN else ACROSS_HELD_OUT), count)[captions]
+    scores = torch.cat([scores_of(head, material, k, which) for k in keys], dim=1)
+    truth = torch.cat([truth_of(material.runs[k], which) for k in keys], dim=1)
+    a, b = torch.tensor(list(combinations(range(scores.shape[1]), 2))).T
+    outcome = outcomes(truth[:, a] - truth[:, b], head.config.dimensions).flatten(0, 1)
+    gap = scores[:, a] - scores[:, b]
+    return {s: (gap[:, :, k].flatten(0, 1), outcome) for k, s in enumerate(material.levels(keys[0]))}
+
+
+def loaded_head(run: HeadRun, head: PrismHead, material: Material, backbone: Path) -> LoadedHead:
+    """The head as a file that nodes load; its tie thresholds and its table are of different held-out captions."""
+    fitted = compared(head, material, run.kind, slice(1, None, 2))
+    thresholds, table = {}, []
+    for d, name in enumerate(run.dimensions):
+        gaps, known = (torch.cat([x[:, d] for x in column]) for column in zip(*fitted.values(), strict=True))
+        thresholds[name] = tie_threshold(gaps, known)
+    for sigma, (gap, outcome) in compared(head, material, run.kind, slice(0, None, 2)).items():
+        for d, name in enumerate(run.dimensions):
+            found = asdict(accuracies.accuracy(gap[:, d], outcome[:, d], thresholds[name]))
+            found.pop("threshold")
+            error = accuracies.calibration_error(gap[:, d], outcome[:, d])
+            table.append({"dimension": name, "sigma": round(sigma, 6), **found, "calibration": error})
+    levels = [row["sigma"] for row in table]
+    notes = {"command": "benchmarks.toy_world.prism_heads", "seed": run.seed, "prompts": run.captions, "run": run.name}
+    identity = wan_dit.load(backbone, 0).backbone
+    return LoadedHead(
+        head, identity, WAN21, (min(levels), max(levels)), thresholds,
+        {"accuracy": table, "training": {"steps": run.steps}}, notes, run.name,
+    )  # fmt: skip
+
+
 # All runs
 
 
@@ -546,10 +585,11 @@ def do_run(arguments: tuple[HeadRun, Path, Path, Path, Path]) -> str:
             lora.add(tuned.model, lora.LoraOptions(run.tuned, run.tuned), run.seed)
         head = train_head(run, material, tuned)
         if tuned:
-            # Only the tests are measured: the features of every training clip would have to be computed again.
+            # Only the tests are measured: the features of every training clip would have to be computed again. The head is not
+            # kept: it is of no use without its LoRA.
             material = tests_of(material, tuned, run.taps)
-        state = {k: v.contiguous() for k, v in head.state_dict().items()}
-        write_atomic(output / "heads" / f"{run.name}.safetensors", lambda partial: save_file(state, partial))
+        else:
+            files.save(loaded_head(run, head, material, backbone), output / "heads" / f"{run.name}.safetensors")
         found = json.dumps({"run": asdict(run), "accuracy": measure(head, material)})
         write_atomic(result, lambda partial: Path(partial).write_text(found, encoding="utf-8"))
     return run.name
