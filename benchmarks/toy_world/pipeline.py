@@ -21,6 +21,8 @@ from .text_encoder import TextEncoder
 
 LATENT_SHAPE = (16, 5, 8, 8)
 STEPS, CFG, SHIFT = 20, 2.0, 3.0
+# Clips that the VAE is given at a time: torch's fast convolutions over time need at least two of these small ones.
+BATCH = 16
 
 __all__ = ["CFG", "SHIFT", "STEPS", "Hook", "ToyWorld", "initial_noise", "load", "schedule", "sigmas"]
 
@@ -64,12 +66,12 @@ class ToyWorld:
     def decode(self, z: Tensor) -> Tensor:
         """Normalised latents [N, 16, 5, 8, 8] -> frames uint8 [N, 17, 3, 64, 64]."""
         raw = WAN21.denormalise(z)
-        return as_frames(torch.cat([decode(self.vae, one) for one in raw.split(1)]))
+        return as_frames(torch.cat([decode(self.vae, part) for part in raw.split(BATCH)]))
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames uint8 [N, 17, 3, 64, 64] -> normalised latents [N, 16, 5, 8, 8], the means of the posterior."""
-        return WAN21.normalise(torch.cat([self.vae.encode(x).latent_dist.mode() for x in as_video(frames).split(1)]))
+        return WAN21.normalise(torch.cat([self.vae.encode(x).latent_dist.mode() for x in as_video(frames).split(BATCH)]))
 
 
 def load(folder: str | Path = weights.FOLDER) -> ToyWorld:

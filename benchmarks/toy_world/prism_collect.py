@@ -43,8 +43,6 @@ NEGATIVE = "negative"
 # Noise levels of the states that are kept, a little above those of the schedules of 10 and of 20 steps: `collect` takes the
 # first step at or below each.
 LEVELS = {10: (0.9644, 0.9232, 0.8751, 0.7501, 0.2501), 20: (0.9644, 0.9445, 0.9001, 0.7501, 0.2501)}
-# One thread's convolutions over time are several times faster on batches of 16 or more.
-BATCH = 16
 DIMENSIONS = ("alignment", "motion", "visual", "overall")
 # Differences of scores that are no more than this are ties: a fifth to a half of the spread among seeds of one caption.
 TIES = {"alignment": 0.02, "motion": 0.02, "visual": 0.01, "overall": 0.02}
@@ -76,9 +74,9 @@ def by_dimension(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def pictures(vae, z: Tensor) -> Tensor:
-    """Normalised latents [N, 16, 5, 8, 8] -> frames uint8 [N, 17, 3, 64, 64], in the VAE's dtype, BATCH at a time."""
+    """Normalised latents [N, 16, 5, 8, 8] -> frames uint8 [N, 17, 3, 64, 64], in the VAE's dtype."""
     raw = WAN21.denormalise(z).to(vae.post_quant_conv.weight.dtype)
-    return as_frames(torch.cat([decode(vae, part).float() for part in raw.split(BATCH)]))
+    return as_frames(torch.cat([decode(vae, part).float() for part in raw.split(pipeline.BATCH)]))
 
 
 _models = None

@@ -426,6 +426,24 @@ def accuracy(predicted: Tensor, truth: Tensor, tie: float, allowed: Tensor | Non
     return (right * decided).sum(dim=(1, 2)) / decided.sum(dim=(1, 2))
 
 
+def gains(head: PrismHead, scores: Tensor, truth: Tensor, sigmas: Sequence[float]) -> dict[str, list[float]]:
+    """{way to choose one clip of each caption: the judge's overall score of it, less the mean of all, for each caption}.
+
+    By the head at each noise level; by halving, from the highest level on until one clip is left; and by the judge itself.
+    """
+    overall, own = truth[:, :, DIMENSIONS.index("overall")], scores[..., head.config.dimensions.index("overall")]
+    best = {f"{s:.3f}": own[:, :, k].argmax(dim=1) for k, s in enumerate(sigmas)} | {"judge": overall.argmax(dim=1)}
+    halved = []
+    for one in own:
+        racing = torch.arange(len(one))
+        for k in range(len(sigmas)):
+            if len(racing) > 1:
+                racing = racing[one[racing, k].topk(max(1, len(racing) // 2)).indices]
+        halved.append(racing[0])
+    best["halving"] = torch.stack(halved)
+    return {k: (overall.gather(1, i[:, None])[:, 0] - overall.mean(dim=1)).tolist() for k, i in best.items()}
+
+
 def measure(head: PrismHead, material: Material) -> dict[str, list[float]]:
     """{"<kind>/<captions>/<dimension>/<sigma>": accuracy of each caption}.
 
@@ -447,7 +465,9 @@ def measure(head: PrismHead, material: Material) -> dict[str, list[float]]:
             count = len(material.runs[key].ids)
             which = range(count - HELD_OUT if part == "train" else 0, count)
             truth = truth_of(material.runs[key], which)
-            note(WITHIN, captions, scores_of(head, material, key, which), truth, material.levels(key))
+            scores = scores_of(head, material, key, which)
+            note(WITHIN, captions, scores, truth, material.levels(key))
+            found |= {f"gain/{captions}/{k}": v for k, v in gains(head, scores, truth, material.levels(key)).items()}
         keys = [(f"{part}-{g}", COMMON) for g in GENERATORS]
         count = len(material.runs[keys[0]].ids)
         which = range(count - ACROSS_HELD_OUT if part == "train" else 0, count)

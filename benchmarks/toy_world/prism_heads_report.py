@@ -132,6 +132,17 @@ def curve(results: dict[str, Accuracies], sigma: float) -> str:
     return "\n".join(lines)
 
 
+def choices(results: dict[str, Accuracies], names: Sequence[str], sigmas: Sequence[float]) -> str:
+    """Gain of choosing one of the seeds of a test caption, in the judge's overall score over a random one."""
+    ways = [*(f"{s:.3f}" for s in sigmas), "halving"]
+    lines = [f"| head | {' | '.join(f'at sigma {w}' for w in ways[:-1])} | halving |", "|---" * (1 + len(ways)) + "|"]
+    for name in names:
+        cells = [signed(over_captions(results[name][f"gain/test/{w}"])) for w in ways]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    judge = over_captions(results[names[0]]["gain/test/judge"])
+    return "\n".join([*lines, f"\nThe judge's own choice gains {signed(judge)} ({judge.n} captions)."])
+
+
 def main(argv=None) -> None:
     parser = make_parser("benchmarks.toy_world.prism_heads_report", __doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -148,6 +159,7 @@ def main(argv=None) -> None:
         ("Generators", lambda: generators_table(args.data)),
         ("Pairs between generators", lambda: by_level(results, ACROSS, ("between", "between, mean"), "test", BETWEEN)),
         ("Pairs within a generator", lambda: by_level(results, WITHIN, ("within", "within, mean"), "test", SHOWN[WITHIN])),
+        ("Best of 8 by a head", lambda: choices(results, ("within", "within, mean", "between"), SHOWN[WITHIN])),
         ("Learning curve", lambda: curve(results, 0.9)),
         ("Ablations, pairs between generators", lambda: ablations(results, ACROSS, tried(ACROSS), "between", 0.9)),
         ("Ablations, pairs within a generator", lambda: ablations(results, WITHIN, tried(WITHIN), "within", 0.9)),
