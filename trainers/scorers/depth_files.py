@@ -117,7 +117,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise GeometryError(f"{path}: damaged or not an .npz; save it again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy loads no Python objects unless asked to.
+        with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, NotImplementedError, OSError, zlib.error, zipfile.BadZipFile) as e:
         if "Object arrays" in str(e):
