@@ -1,5 +1,6 @@
 """What a registry release holds: ComfyUI's publisher leaves out what .comfyignore names, by the rules of .gitignore."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,3 +24,12 @@ def test_nothing_that_is_shipped_is_left_out_by_its_name():
     patterns = {line.rstrip("/") for line in IGNORED}
     parts = {part for name in SHIPPED for path in (ROOT / name).rglob("*") for part in path.relative_to(ROOT).parts}
     assert not patterns & parts
+
+
+def test_the_readme_is_for_users_and_links_lead_somewhere():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split("\n")) <= 150
+    pages = [*ROOT.glob("*.md"), *(p for d in ("docs", "benchmarks", "web") for p in (ROOT / d).rglob("*.md"))]
+    links = [(p, link) for p in pages for link in re.findall(r"\]\(([^)#]+)\)", p.read_text(encoding="utf-8"))]
+    inside = [(p, link) for p, link in links if not link.startswith(("http://", "https://"))]
+    assert len(inside) > 20
+    assert not [(p.name, link) for p, link in inside if not (p.parent / link).exists()]
