@@ -1,14 +1,17 @@
-"""Draws the README's pictures from what the pack computes, into docs/images.
+"""Draws the README's pictures from what the pack computes, and renders the clips of the node Example Clip.
 
-    python -m benchmarks.pictures [--output_dir docs/images]
+    python -m benchmarks.pictures [--output_dir docs/images] [--examples web/examples]
 
-geometry.jpg    a rigid clip and the same clip warped: a frame, its tracks and its heat map, on one scale, with the verdicts
-shell_lcc.jpg   a decoded clip of the toy world, clean, blurred and noisy: the heat map of the distances to the shell
+geometry.jpg      a rigid clip and the same clip warped: a frame, its tracks and its heat map, on one scale, with the verdicts
+shell_lcc.jpg     a decoded clip of the toy world, clean, blurred and noisy: the heat map of the distances to the shell
+rigid_room.mp4    33 frames of 640x368 of a room with boxes and a moving camera; warped_room.mp4: the same, warped by 3 pixels
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -82,11 +85,31 @@ def shell() -> Image.Image:
     return grid([row, heats], (TILE[1], TILE[1]))
 
 
+def example_clips() -> dict[str, Tensor]:
+    """{file name: frames uint8 [33, 368, 640, 3]}."""
+    rigid = room.render(replace(room.draw_scene(SEED, "arc", frames=33, width=640, height=368), noise=0.0))
+    return {"rigid_room.mp4": rigid.frames, "warped_room.mp4": room.warp(rigid, PIXELS, SEED)[0].frames}
+
+
+def write_video(path: Path, frames: Tensor) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=16)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": "26", "preset": "veryslow"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("docs/images"))
+    parser.add_argument("--examples", type=Path, default=Path("web/examples"))
     args = parser.parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    args.examples.mkdir(parents=True, exist_ok=True)
+    for name, frames in example_clips().items():
+        write_video(args.examples / name, frames)
     for name, draw in (("geometry", geometry), ("shell_lcc", shell)):
         draw().save(args.output_dir / f"{name}.jpg", quality=88)
 

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     encode_clips,
+    example_clip,
     geometry_best_of_n,
     geometry_da3,
     geometry_files,
@@ -44,6 +45,7 @@ MODULES = (
     record_preference,
     train_preference_lora,
     train_prism_head,
+    example_clip,
 )
 
 

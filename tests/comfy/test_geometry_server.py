@@ -21,10 +21,13 @@ SAMPLED = {
     "KSampler.steps": 2,
 }  # fmt: skip
 SMALLER = {
-    "geometry_best_of_n_t2v": SAMPLED,
-    "geometry_record_preferences": SAMPLED,
-    "geometry_da3": {"IntrinsicReward_GeometryDA3.views": 3, "IntrinsicReward_GeometryDA3.resolution": 140},
-    "geometry_from_file": {},
+    "01 Check a video for consistency": {},
+    "03 Most consistent of several clips": SAMPLED,
+    "08 Record preferences": SAMPLED,
+    "15 Consistency with Depth Anything 3": {
+        "IntrinsicReward_GeometryDA3.views": 3, "IntrinsicReward_GeometryDA3.resolution": 140,
+    },
+    "16 Consistency from saved geometry": {},
 }
 
 
@@ -49,10 +52,18 @@ def run(server, name, changes=None):
     return prompt, entry, shown
 
 
+@pytest.mark.parametrize(("clip", "verdict"), [("rigid room", "consistent"), ("warped room", "inconsistent")])
+def test_the_first_template_needs_nothing_and_gives_a_verdict(server, clip, verdict):
+    _, _, shown = run(server, "01 Check a video for consistency", {"IntrinsicReward_ExampleClip.clip": clip})
+    ((text,),) = (v["text"] for v in shown["IntrinsicReward_GeometryTracks"])
+    assert text.startswith(f"3D consistency: {verdict}, score 0.")
+    assert sorted(len(v["images"]) for v in shown["PreviewImage"]) == [17, 33]
+
+
 def test_the_most_consistent_clip_and_its_heat_map_are_saved(server, material, base_dir):
     import av
 
-    _, _, shown = run(server, "geometry_best_of_n_t2v")
+    _, _, shown = run(server, "03 Most consistent of several clips")
     ((text,),) = (v["text"] for v in shown["IntrinsicReward_GeometryBestOfN"])
     assert "of 4" in text.splitlines()[0]
     assert sorted(line.split(":")[0] for line in text.splitlines()[1:]) == [f"  clip {i}" for i in (1, 2, 3, 4)]
@@ -71,7 +82,7 @@ def test_the_most_consistent_clip_and_its_heat_map_are_saved(server, material, b
 
 def test_candidates_are_recorded_once_for_each_run(server, material, base_dir):
     folder = base_dir / "output" / "intrinsic_reward_preferences" / "my_preferences"
-    prompt, _, shown = run(server, "geometry_record_preferences")
+    prompt, _, shown = run(server, "08 Record preferences")
     ((text,),) = (v["text"] for v in shown["IntrinsicReward_RecordPreference"])
     assert text.startswith("Recorded 4 candidates as ")
     (record,) = preference_records.read(folder)
@@ -84,14 +95,14 @@ def test_candidates_are_recorded_once_for_each_run(server, material, base_dir):
         assert candidate.scores == {"geometry": candidate.geometry.score}
         assert candidate.geometry.frames == 9
     # The same again is not run again, another seed is.
-    run(server, "geometry_record_preferences")
+    run(server, "08 Record preferences")
     assert len(preference_records.read(folder)) == 1
-    run(server, "geometry_record_preferences", {"KSampler.seed": 7})
+    run(server, "08 Record preferences", {"KSampler.seed": 7})
     assert len(preference_records.read(folder)) == 2
 
 
 def test_a_video_is_scored_with_depth_anything(server, material, base_dir):
-    prompt, entry, shown = run(server, "geometry_da3")
+    prompt, entry, shown = run(server, "15 Consistency with Depth Anything 3")
     (saved,) = shown["IntrinsicReward_SaveGeometry"]
     path = base_dir / saved["text"][0].removeprefix("Saved ").partition(":")[0]
     assert path.parent == base_dir / "output" / "geometry"
@@ -103,7 +114,7 @@ def test_a_video_is_scored_with_depth_anything(server, material, base_dir):
 
 
 def test_saved_geometry_is_scored(server, material):
-    _, _, shown = run(server, "geometry_from_file")
+    _, _, shown = run(server, "16 Consistency from saved geometry")
     text = shown["IntrinsicReward_GeometryDA3"][0]["text"][0]
     assert ", score 0." in text.splitlines()[0]
     assert len(shown["PreviewImage"]) == 2
@@ -111,7 +122,7 @@ def test_saved_geometry_is_scored(server, material):
 
 def test_a_name_that_leads_elsewhere_is_refused_before_anything_runs(server, material):
     with pytest.raises(AssertionError, match=r"IntrinsicReward_RecordPreference.*expected the name of one folder"):
-        run(server, "geometry_record_preferences", {"IntrinsicReward_RecordPreference.name": "../elsewhere"})
+        run(server, "08 Record preferences", {"IntrinsicReward_RecordPreference.name": "../elsewhere"})
 
 
 def test_the_list_of_files_follows_the_disk(server, material, base_dir):

@@ -77,8 +77,8 @@ def test_snapshot_is_current(contracts, snapshot):
     assert contracts == snapshot, f"after an intended change delete {SNAPSHOT.name} and run this test to write it again"
 
 
-def test_there_are_twenty_seven_nodes(comfy):
-    assert len(own_nodes(comfy)) == 27
+def test_there_are_twenty_eight_nodes(comfy):
+    assert len(own_nodes(comfy)) == 28
 
 
 def test_execute_takes_the_inputs_in_order(comfy, contracts):

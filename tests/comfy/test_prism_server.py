@@ -14,23 +14,23 @@ from .workflow_api import override_inputs, replace_values, to_api
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 FOLDER = "clips_for_prism"
 SMALLER = {
-    "prism_score_and_pick": {
+    "14 Rank clips by a PRISM head": {
         "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64,
         "IntrinsicReward_EncodeClips.frames": 9, "IntrinsicReward_EncodeClips.folder": FOLDER,
     },
-    "prism_best_of_n_t2v": {
+    "12 Best of N with a PRISM head": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
         "IntrinsicReward_PrismKSampler.steps": 20,
     },
-    "best_of_n_without_a_file": {
+    "02 Best of 8 without a trained head": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
         "IntrinsicReward_PrismKSampler.steps": 12,
     },
-    "rewards_mix_and_pick": {
+    "07 Rank clips by several rewards": {
         "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64,
         "IntrinsicReward_EncodeClips.frames": 9, "IntrinsicReward_EncodeClips.folder": FOLDER,
     },
-    "prism_best_three_custom_sampling": {
+    "13 Best three with custom sampling": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
         "BasicScheduler.steps": 20,
     },
@@ -63,11 +63,11 @@ def test_shipped_workflow_runs(server, material, base_dir, name):
     # As the browser sends it: metadata that is saved with a file, in addition to the prompt.
     entry = server.post(prompt, extra_data={"extra_pnginfo": {"workflow": {"of": name}}})
     outputs = {prompt[key]["class_type"]: value for key, value in entry["outputs"].items()}
-    if name == "prism_score_and_pick":
+    if name == "14 Rank clips by a PRISM head":
         text = outputs["IntrinsicReward_PrismScore"]["text"][0]
         assert all(f"Clip {i}: overall" in text for i in (1, 2, 3))
         assert "Best: clip" in text
-    elif name == "rewards_mix_and_pick":
+    elif name == "07 Rank clips by several rewards":
         text = outputs["IntrinsicReward_RewardScore"]["text"][0]
         assert text.startswith("Reward Score, higher is better: weighted sum of rewards, each as its z-score")
         assert "Best: clip" in text
@@ -75,7 +75,7 @@ def test_shipped_workflow_runs(server, material, base_dir, name):
     else:
         (text,) = (v["text"][0] for k, v in outputs.items() if k.startswith("IntrinsicReward_Prism"))
         assert text.startswith("Best of 8: seed ")
-        assert text.count("kept") == (3 if name == "prism_best_three_custom_sampling" else 1)
+        assert text.count("kept") == (3 if name == "13 Best three with custom sampling" else 1)
         (board,) = (v["images"][0] for k, v in outputs.items() if k.startswith("IntrinsicReward_Prism"))
         assert board["type"] == "temp"
     saved = outputs["SaveWEBM"]["images"][0]
@@ -84,7 +84,7 @@ def test_shipped_workflow_runs(server, material, base_dir, name):
     assert found["workflow"] == {"of": name}
     noted = list(found["intrinsic_reward"].values())
     # The other score node may run before or after the file is saved.
-    assert 1 <= len(noted) <= (2 if name == "rewards_mix_and_pick" else 1)
+    assert 1 <= len(noted) <= (2 if name == "07 Rank clips by several rewards" else 1)
     if name.startswith("prism"):
         assert noted[0]["head"] == "my_head"
     for entry in noted:

@@ -19,14 +19,14 @@ CLIPS = {
     "IntrinsicReward_EncodeClips.width": 64, "IntrinsicReward_EncodeClips.height": 64, "IntrinsicReward_EncodeClips.frames": 9,
 }
 SMALLER = {
-    "shell_lcc_guidance_t2v": {
+    "05 Guide sampling with Shell-LCC": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 9,
         "KSampler.steps": 2,
     },
-    "shell_lcc_fit_from_clips": {**CLIPS, "IntrinsicReward_FitShellLCC.anchors": 64},
-    "shell_lcc_refine_clip": CLIPS,
+    "04 Fit a Shell-LCC manifold on your clips": {**CLIPS, "IntrinsicReward_FitShellLCC.anchors": 64},
+    "06 Refine a clip with Shell-LCC": CLIPS,
 }
-IMAGES = {"shell_lcc_guidance_t2v": (3, 64, 64), "shell_lcc_fit_from_clips": (3, 64, 64)}
+IMAGES = {"05 Guide sampling with Shell-LCC": (3, 64, 64), "04 Fit a Shell-LCC manifold on your clips": (3, 64, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_shipped_workflow_runs(server, material, name):
         heat_map = server.images(entry, preview)
         assert heat_map.shape[:3] == IMAGES[name]
         assert heat_map.std() > 1
-    if name != "shell_lcc_fit_from_clips":
+    if name != "04 Fit a Shell-LCC manifold on your clips":
         assert outputs["SaveWEBM"]["images"][0]["filename"].endswith(".webm")
 
 

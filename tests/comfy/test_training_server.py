@@ -18,11 +18,11 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 FOLDER = "records_for_training"
 LORA, HEAD = "IntrinsicReward_TrainPreferenceLora", "IntrinsicReward_TrainPrismHead"
 SMALLER = {
-    "train_preference_lora": {f"{LORA}.folder": FOLDER, f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1},
-    "train_prism_head": {
+    "09 Train a preference LoRA": {f"{LORA}.folder": FOLDER, f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1},
+    "11 Train a PRISM head": {
         f"{HEAD}.folder": FOLDER, f"{HEAD}.taps": "3", f"{HEAD}.dim": 24, f"{HEAD}.pairs_per_step": 1,
     },
-    "compare_tuned_lora_t2v": {
+    "10 Compare a tuned LoRA with its base": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 17,
         "KSampler.steps": 6,
     },
@@ -88,7 +88,7 @@ def step_of(data):
 
 
 def test_the_lora_of_the_workflow_is_listed_for_loading(server, records, base_dir):
-    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.steps": 3})
+    prompt = prompt_of(server, "09 Train a preference LoRA", {f"{LORA}.steps": 3})
     entry = server.post(prompt)
     assert "trained for 3 steps on 2 pairs of 2 prompts" in text_of(entry, prompt, LORA)
     assert (base_dir / "output" / "loras" / "my_preference_lora.safetensors").is_file()
@@ -97,7 +97,7 @@ def test_the_lora_of_the_workflow_is_listed_for_loading(server, records, base_di
 
 
 def test_the_head_of_the_workflow_is_listed_for_loading(server, records, base_dir):
-    prompt = prompt_of(server, "train_prism_head", {f"{HEAD}.steps": 3})
+    prompt = prompt_of(server, "11 Train a PRISM head", {f"{HEAD}.steps": 3})
     entry = server.post(prompt)
     assert "trained for 3 steps on 1 pairs of 1 prompts: models/prism/my_prism_head" in text_of(entry, prompt, HEAD)
     options = server.object_info("IntrinsicReward_LoadPrism")["input"]["required"]["file"]
@@ -107,7 +107,7 @@ def test_the_head_of_the_workflow_is_listed_for_loading(server, records, base_di
 
 def test_a_training_that_the_user_interrupts_goes_on_where_it_stopped(server, records, base_dir):
     """More steps than anyone would wait for: the interruption ends them; then the steps that were done are the whole."""
-    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.steps": 100000, f"{LORA}.name": "stopped"})
+    prompt = prompt_of(server, "09 Train a preference LoRA", {f"{LORA}.steps": 100000, f"{LORA}.name": "stopped"})
     with server.follow(prompt) as run:
         run.wait_for("text", lambda data: step_of(data) >= 3)
         server.interrupt()
@@ -127,10 +127,10 @@ def test_a_training_that_the_user_interrupts_goes_on_where_it_stopped(server, re
 
 
 def test_a_folder_without_records_is_named(server):
-    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.folder": "nowhere"})
+    prompt = prompt_of(server, "09 Train a preference LoRA", {f"{LORA}.folder": "nowhere"})
     with pytest.raises(AssertionError, match=r"TrainPreferenceLora\): .*there are no records in .*nowhere"):
         server.post(prompt)
-    prompt = prompt_of(server, "train_preference_lora", {f"{LORA}.name": "../elsewhere"})
+    prompt = prompt_of(server, "09 Train a preference LoRA", {f"{LORA}.name": "../elsewhere"})
     with pytest.raises(AssertionError, match="expected the name of one file"):
         server.post(prompt)
 
@@ -146,7 +146,7 @@ def test_the_workflow_shows_a_tuned_lora_beside_its_base(server, toy_lora):
     halves = {}
     for strength in (1.0, 0.0):
         changes = {"LoraLoaderModelOnly.strength_model": strength}
-        prompt = prompt_of(server, "compare_tuned_lora_t2v", changes, files)
+        prompt = prompt_of(server, "10 Compare a tuned LoRA with its base", changes, files)
         (stitch,) = (k for k, n in prompt.items() if n["class_type"] == "ImageStitch")
         prompt["shown"] = {"class_type": "PreviewImage", "inputs": {"images": [stitch, 0]}}
         entry = server.post(prompt)
