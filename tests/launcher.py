@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import fast_convolutions
+
 # What a process imports in any case.
 PRELOADED = [
     "torch", "accelerate", "diffusers", "trainers.prism.cli", "trainers.geometry.cli", "trainers.pairs.cli", "trainers.encode",
@@ -56,6 +58,7 @@ def _run(module: str, argv: list[str], rank: int, count: int, port: int, folder:
     import torch
 
     torch.set_num_threads(1)
+    fast_convolutions.use()
     with open(folder / f"{rank}.out", "w") as out, open(folder / f"{rank}.err", "w") as err:
         sys.stdout, sys.stderr = out, err
         code = importlib.import_module(module).main(argv)
