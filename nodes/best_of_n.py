@@ -25,6 +25,7 @@ NO_STEPS = "No steps to sample (denoise 0, or an empty schedule): the latent is 
 CHECKPOINTS, DRAFTS = "checkpoints", "drafts"
 PRESETS = {"fast": (0.15,), "balanced": (0.15, 0.4), "careful": (0.15, 0.4, 0.65)}
 PLANS = (CHECKPOINTS, *PRESETS, DRAFTS)
+MOST_CANDIDATES, MOST_KEPT = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ def parse_checkpoints(text: str) -> list[tuple[float, bool]]:
             raise ValueError(f"{source}: found '{share} %', expected a share of the steps between 0 % and 100 %")
         out.append((value, True))
     return out
+
+
+def wrong_plan(candidates: int | None, keep: int | None, checkpoints: str | None, plan: str | None) -> str | None:
+    """What is wrong with these widgets, as a node's validate_inputs says it; None: nothing. A connected input is None."""
+    if candidates is not None and not 1 <= candidates <= MOST_CANDIDATES:
+        return f"input 'candidates': found {candidates}, expected 1 to {MOST_CANDIDATES}"
+    if keep is not None and not 1 <= keep <= MOST_KEPT:
+        return f"input 'keep': found {keep}, expected 1 to {MOST_KEPT}"
+    if keep is not None and candidates is not None and keep > candidates:
+        return f"input 'keep': found {keep} of {candidates} candidates, expected 1 to {candidates}"
+    if plan is not None and plan not in PLANS:
+        return f"input 'plan': found '{plan}', expected one of {', '.join(PLANS)}"
+    if checkpoints is not None and plan == CHECKPOINTS:
+        try:
+            parse_checkpoints(checkpoints)
+        except ValueError as e:
+            return f"{str(e).removeprefix(f'{TITLE}, ')}. For steps give shares of them, such as 15 %, 40 %"
+    return None
 
 
 def sigmas_of(points: Sequence[tuple[float, bool]], schedule: Sequence[float]) -> list[float]:

@@ -132,9 +132,10 @@ class EncodeClips(io.ComfyNode):
     def validate_inputs(cls, folder):
         if folder is None or folder in folder_paths.get_input_subfolders():
             return True
+        root = folder_paths.get_input_directory()
         if folder == NO_FOLDERS:
-            return f"there is no folder in {folder_paths.get_input_directory()}: make one, put videos into it and refresh"
-        return f"there is no folder '{folder}' in {folder_paths.get_input_directory()}"
+            return f"there is no folder in {root}: make one, put videos into it and refresh"
+        return f"there is no folder '{folder}' in {root}: make it, put videos into it and refresh, or choose another folder"
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):

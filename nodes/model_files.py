@@ -49,7 +49,9 @@ class ModelFolder:
         folder = folder_paths.get_folder_paths(self.kind)[0]
         if file == self.placeholder:
             return f"there is no {self.content} in {folder}: {self.advice}"
-        return f"there is no '{file}' in {folder}: put it there and refresh, or choose another file"
+        if not self.files():
+            return f"there is no '{file}' in {folder}, nor any other {self.content}: {self.advice}"
+        return f"there is no '{file}' in {folder}: put it there and refresh, choose another file, or {self.advice}"
 
     def fingerprint(self, file: str):
         """A loader's fingerprint_inputs: changes when the file does."""

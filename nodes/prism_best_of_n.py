@@ -9,7 +9,7 @@ from server import PromptServer
 
 from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS
 from . import race_board, saved_metadata
-from .best_of_n import PLANS, TITLE, Settings, search
+from .best_of_n import MOST_CANDIDATES, MOST_KEPT, PLANS, TITLE, Settings, search, wrong_plan
 from .ordinary_run import AdvancedRun, KSamplerRun
 from .prism_type import PrismType
 from .race_board import Outcome
@@ -71,10 +71,10 @@ def plan_inputs() -> list[io.Input]:
             "candidates",
             default=8,
             min=1,
-            max=1024,
+            max=MOST_CANDIDATES,
             tooltip="Number of seeds to start: seed, seed + 1, and so on, each as in an ordinary run.",
         ),
-        io.Int.Input("keep", default=1, min=1, max=64, tooltip="Number of winners to sample to the end, best first."),
+        io.Int.Input("keep", default=1, min=1, max=MOST_KEPT, tooltip="Number of winners to sample to the end, best first."),
         io.String.Input(
             "checkpoints",
             default=", ".join(f"{s:g}" for s in SIGMAS),
@@ -185,6 +185,10 @@ class PrismBestOfN(io.ComfyNode):
         stock = AdvancedRun(guider, sampler, sigmas, latent_image, sources)
         return outputs(cls, search(stock, as_reward(head), settings, vae))
 
+    @classmethod
+    def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0]):
+        return wrong_plan(candidates, keep, checkpoints, plan) or True
+
 
 class PrismKSampler(io.ComfyNode):
     @classmethod
@@ -242,6 +246,10 @@ class PrismKSampler(io.ComfyNode):
         }  # fmt: skip
         settings = Settings(checkpoints, keep, finish, chunk, plan, finalists, draft_steps)
         return outputs(cls, search(KSamplerRun(model, arguments, latent_image, seeds), as_reward(head), settings, vae))
+
+    @classmethod
+    def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0]):
+        return wrong_plan(candidates, keep, checkpoints, plan) or True
 
 
 NODES = [PrismBestOfN, PrismKSampler]

@@ -7,7 +7,11 @@ from ..kernels.prism.files import load
 from .model_files import ModelFolder
 from .prism_type import PrismType, for_wire
 
-FOLDER = ModelFolder("prism", "PRISM head", "train one with `python -m trainers.prism train`")
+FOLDER = ModelFolder(
+    "prism", "PRISM head",
+    "train one on clips that you have compared (templates 08 and 11, or `python -m trainers.prism train`); template 02 ranks "
+    "seeds without any file",
+)  # fmt: skip
 
 
 class LoadPrism(io.ComfyNode):

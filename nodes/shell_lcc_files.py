@@ -15,7 +15,10 @@ from ..kernels.shell_lcc.manifold import load, save_unused
 from .model_files import ModelFolder
 from .shell_lcc_type import ShellLCCType, for_wire
 
-FOLDER = ModelFolder("shell_lcc", "manifold", "fit one with the nodes Fit Shell-LCC and Save Shell-LCC Manifold")
+FOLDER = ModelFolder(
+    "shell_lcc", "manifold",
+    "fit one on a folder of sharp clips with template 04 (nodes Fit Shell-LCC and Save Shell-LCC Manifold), in minutes",
+)  # fmt: skip
 
 
 class LoadShellLCC(io.ComfyNode):

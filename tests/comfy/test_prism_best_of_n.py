@@ -468,3 +468,23 @@ class TestShortOfMemory:
         patcher = ModelPatcher(head, load_device=torch.device("meta"), offload_device=torch.device("cpu"))
         patcher.partially_load(torch.device("meta"), extra_memory=patcher.model_size() // 2)
         assert self.devices(patcher) == {"cpu", "meta"}
+
+
+@pytest.mark.parametrize("name", ["PrismBestOfN", "PrismKSampler"])
+def test_wrong_widgets_are_refused_before_the_run(comfy, name):
+    check = comfy.node(node(name)).validate_inputs
+    good = {"candidates": 8, "keep": 1, "checkpoints": "0.98, 15 %", "plan": "checkpoints"}
+    assert check(**good) is True
+    assert check() is True
+    for widget, value, message in (
+        ("keep", 20, "input 'keep': found 20 of 8 candidates, expected 1 to 8"),
+        ("candidates", 0, "input 'candidates': found 0"),
+        ("checkpoints", "5, 10, 20", "input 'checkpoints': 5 is no noise level"),
+        ("plan", "quick", "expected one of checkpoints, fast"),
+    ):
+        assert message in check(**good | {widget: value})
+    assert "such as 15 %, 40 %" in check(**good | {"checkpoints": "soon"})
+    # Presets and drafts do not read the text: a saved workflow may have any.
+    assert check(**good | {"checkpoints": "soon", "plan": "drafts"}) is True
+    # A connected input has no value yet.
+    assert check(candidates=None, keep=20, checkpoints=None, plan=None) is True

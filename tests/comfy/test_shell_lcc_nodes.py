@@ -571,6 +571,9 @@ class TestFiles:
         assert options == ["(no file in models/shell_lcc yet)"]
         with pytest.raises(ValueError, match=f"there is no manifold in {re.escape(str(tmp_path))}: fit one"):
             self.load(comfy, options[0])
+        # Templates name a file that is not there yet.
+        with pytest.raises(ValueError, match=r"there is no 'my_manifold.safetensors' in .*, nor any other manifold: fit one"):
+            self.load(comfy, "my_manifold.safetensors")
 
     def test_missing_file(self, comfy, folder):
         with pytest.raises(ValueError, match=r"there is no 'gone.safetensors' in .*shell_lcc: put it there"):
