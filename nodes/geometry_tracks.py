@@ -22,7 +22,7 @@ class GeometryTracks(io.ComfyNode):
             ),
             search_aliases=[
                 "geometry consistency", "3d consistency", "multi-view consistency", "epipolar", "structure from motion",
-                "warping", "heat map", "intrinsic reward",
+                "warping", "flicker", "heat map", "intrinsic reward",
             ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames of a clip, at least 3; or of several clips one after another."),

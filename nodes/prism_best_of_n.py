@@ -201,7 +201,7 @@ class PrismKSampler(io.ComfyNode):
                 "KSampler for several seeds: all are started, scored with a PRISM head while they are still noisy, and only "
                 "the best is sampled to the end. With one candidate it gives exactly KSampler's latent."
             ),
-            search_aliases=["prism", "best of n", "ksampler", "early pruning", "seed search", "intrinsic reward"],
+            search_aliases=["wan", "prism", "best of n", "ksampler", "early pruning", "seed search", "intrinsic reward"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the head was trained on, with or without LoRAs and guidance."),
                 head_input(),

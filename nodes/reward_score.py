@@ -88,7 +88,7 @@ class RewardScore(io.ComfyNode):
             display_name="Reward Score",
             category="model/latent/advanced",
             description="Scores finished video latents by any reward: of the model, a PRISM head, geometry, or a mix of them.",
-            search_aliases=["score", "rank latents", "reward", "video quality", "intrinsic reward"],
+            search_aliases=["score", "rank", "aesthetic", "rank latents", "reward", "video quality", "intrinsic reward"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the clips were made with, with its LoRAs."),
                 reward_input("reward", "A reward, a PRISM head or a Shell-LCC manifold."),

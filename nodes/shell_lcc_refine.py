@@ -19,7 +19,7 @@ class ShellLCCRefine(io.ComfyNode):
                 "less time than a sampling step. The whole latent is corrected: a noise mask is passed on, not "
                 "applied."
             ),
-            search_aliases=["shell lcc", "latent refine", "intrinsic reward", "latent sharpen", "latent denoise"],
+            search_aliases=["shell lcc", "latent refine", "intrinsic reward", "sharpen", "latent denoise"],
             inputs=[
                 io.Latent.Input("latent", tooltip="A video latent from a sampler or VAE Encode."),
                 ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
