@@ -1,6 +1,6 @@
-"""Draws the pictures of the template browser, workflows/*.jpg: what each workflow gives, made by the pack itself.
+"""Draws the pictures of the template browser, workflows/*.jpg, and of help pages: what a workflow gives, by the pack itself.
 
-    python -m benchmarks.thumbnails [--output_dir workflows]
+    python -m benchmarks.thumbnails [--output_dir workflows] [--help_pages web/docs/images]
 
 Clips are of the ray-caster (`benchmarks.geometry.room`), with the verdicts of the geometry score, and of the toy world, with
 the scores of its judge.
@@ -126,15 +126,26 @@ def _band(manifold: ShellManifold):
     return lambda x0, sigma, step: manifold.pull(x0, "band")
 
 
+# Number of a workflow -> name of the same picture on help pages.
+HELP_PAGES = {
+    "01": "check_a_clip", "03": "most_consistent", "04": "manifold", "05": "guidance", "06": "refine", "07": "rank",
+    "08": "preferences", "09": "train_lora", "11": "train_head", "12": "best_of_n", "13": "best_three", "14": "rank_by_head",
+    "15": "depth", "16": "saved_geometry",
+}  # fmt: skip
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("workflows"))
+    parser.add_argument("--help_pages", type=Path, default=Path("web/docs/images"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with torch.no_grad():
         drawn = geometry() | toy()
     for path in sorted(args.output_dir.glob("*.json")):
         drawn[path.name[:2]].save(path.with_suffix(".jpg"), quality=88)
+    for number, name in HELP_PAGES.items():
+        drawn[number].save(args.help_pages / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

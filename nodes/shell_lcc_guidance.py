@@ -33,7 +33,7 @@ class ShellLCCGuidance(io.ComfyNode):
                 "steps nearer to those of many steps; use it there, and not with 20 steps. Needs no training and no extra "
                 "model call. The manifold must belong to the model's VAE."
             ),
-            search_aliases=["guidance", "wan", "shell lcc", "manifold guidance", "intrinsic reward", "detail guidance", "few steps"],
+            search_aliases=["guidance", "wan", "shell lcc", "manifold guidance", "intrinsic reward", "detail", "few steps"],
             inputs=[
                 io.Model.Input("model", tooltip="A video model, such as Wan2.1, before or after LoRA and shift nodes."),
                 ShellLCCType.Input("manifold", tooltip="From Load Shell-LCC Manifold or Fit Shell-LCC."),
