@@ -1,24 +1,57 @@
 """Load and save Shell-LCC manifolds in the folder models/shell_lcc."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.shell_lcc.manifold import load, save_unused
+from ..kernels.latent_space import WAN21
+from ..kernels.shell_lcc import released
+from ..kernels.shell_lcc.calibration import Calibration
+from ..kernels.shell_lcc.calibration import calibrate as calibrate_on
+from ..kernels.shell_lcc.manifold import ShellManifold, load, save_unused
+from ..kernels.shell_lcc.predictor import Predictor
+from .latents import normalised_warning, read_raw
 from .model_files import ModelFolder
-from .shell_lcc_type import ShellLCCType, for_wire
+from .shell_lcc_type import ShellLCC, ShellLCCType, for_wire, load_to_device
 
+RELEASED = ".pth"
 FOLDER = ModelFolder(
     "shell_lcc", "manifold",
     "fit one on a folder of sharp clips with template 04 (nodes Fit Shell-LCC and Save Shell-LCC Manifold), in minutes",
+    frozenset({".safetensors", RELEASED}),
 )  # fmt: skip
+
+
+def read(path: Path) -> ShellManifold:
+    """A manifold's file, or a checkpoint in the released layout, which is for Wan 2.1's latents and not calibrated."""
+    if path.suffix != RELEASED:
+        return load(path)
+    state, _ = released.read(path)
+    return ShellManifold(Predictor.from_state(state), WAN21, name=path.stem)
+
+
+def calibration_on(shell: ShellLCC, latent: dict) -> Calibration:
+    """Radius and band of the clips of a LATENT. Raises ValueError or LatentSpaceError naming the input."""
+    manifold, source = shell.manifold, "Load Shell-LCC Manifold, input 'calibrate'"
+    samples = read_raw(latent, manifold.space, source)
+    warning = normalised_warning(samples, manifold.space, source)
+    if warning:
+        logging.warning(warning)
+    load_to_device(shell, samples[:1])
+    maps = []
+    for clip in samples.split(1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        maps.append(manifold.distance(manifold.space.normalise(clip.to(manifold.device, torch.float32)))[0])
+    return calibrate_on(maps)
 
 
 class LoadShellLCC(io.ComfyNode):
@@ -39,7 +72,16 @@ class LoadShellLCC(io.ComfyNode):
                     options=FOLDER.options(),
                     tooltip=(
                         "A .safetensors file in models/shell_lcc, made by the Fit and Save nodes or by "
-                        "`python -m trainers.shell_lcc`. Press R to refresh the list after adding one."
+                        "`python -m trainers.shell_lcc`, or the released checkpoint (.pth). Press R to refresh the list after "
+                        "adding one."
+                    ),
+                ),
+                io.Latent.Input(
+                    "calibrate",
+                    optional=True,
+                    tooltip=(
+                        "Latents of real clips of your kind, from Encode Clips from Folder: radius and band are measured on "
+                        "them. The released checkpoint has neither; for a fitted manifold they replace its own."
                     ),
                 ),
             ],
@@ -47,10 +89,13 @@ class LoadShellLCC(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file, calibrate=None) -> io.NodeOutput:
         # Tensors made in the executor's inference mode cannot be used in autograd.
         with torch.inference_mode(False):
-            return io.NodeOutput(for_wire(load(FOLDER.path(file))))
+            shell = for_wire(read(Path(FOLDER.path(file))))
+            if calibrate is not None:
+                shell.manifold.calibration = calibration_on(shell, calibrate)
+            return io.NodeOutput(shell)
 
     @classmethod
     def validate_inputs(cls, file):

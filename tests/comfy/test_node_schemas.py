@@ -145,7 +145,7 @@ def test_model_folder(comfy):
 
     paths, suffixes = folder_paths.folder_names_and_paths["shell_lcc"]
     assert paths[-1] == str(comfy.base / "models" / "shell_lcc")
-    assert suffixes == {".safetensors"}
+    assert suffixes == {".safetensors", ".pth"}
 
 
 def test_model_folder_beside_one_of_extra_model_paths(comfy, monkeypatch, tmp_path):

@@ -5,11 +5,13 @@ import gc
 import logging
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ..test_shell_lcc_import import reference_mean_distance, synthetic_reference
 from .shell_lcc_material import FIT, GUIDANCE, REFINE, sheet, write_video
 from .tiny_wan import HEAD_DIM, I2V_NAME, T2V_NAME, UMT5_NAME, VAE_NAME
 
@@ -535,6 +537,29 @@ class TestFiles:
         assert loaded.provenance == sheet_manifold.manifold.provenance
         assert not any(t.is_inference() for t in loaded.coder.state_dict().values())
 
+    def test_the_released_checkpoint_is_loaded_and_calibrated_by_a_latent(self, comfy, folder):
+        state = synthetic_reference(24, 8)
+        torch.save({"model": state, "config": {"num_bases": 24}}, folder / "released.pth")
+        assert "released.pth" in comfy.node(node("LoadShellLCC")).define_schema().inputs[0].options
+        z = torch.randn(2, 16, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+        plain = comfy.run(node("LoadShellLCC"), file="released.pth")[0].manifold
+        assert plain.calibration is None
+        expected = [reference_mean_distance(state, item.movedim(0, 1)) for item in z]
+        assert [float(d.mean()) for d in plain.distance(z)] == pytest.approx(expected, rel=1e-4)
+        raw = {"samples": plain.space.denormalise(z)}
+        found = comfy.run(node("LoadShellLCC"), file="released.pth", calibrate=raw)[0].manifold
+        assert found.radius == pytest.approx(float(plain.distance(z).square().mean().sqrt()), rel=1e-4)
+        low, high = found.band
+        assert 0.05 < float(found.outside_band(found.distance(z)).float().mean()) < 0.15
+        assert low < found.radius < high
+        with pytest.raises(Exception, match="Load Shell-LCC Manifold, input 'calibrate'"):
+            comfy.run(node("LoadShellLCC"), file="released.pth", calibrate={"samples": torch.zeros(1, 48, 3, 4, 5)})
+
+    def test_a_checkpoint_with_objects_in_it_is_not_run(self, comfy, folder):
+        torch.save({"model": Path("x")}, folder / "objects.pth")
+        with pytest.raises(Exception, match="objects other than tensors"):
+            comfy.run(node("LoadShellLCC"), file="objects.pth")
+
     def test_nothing_is_overwritten(self, comfy, sheet_manifold, folder):
         files = [comfy.run(node("SaveShellLCC"), manifold=sheet_manifold, name="again")[0] for _ in range(3)]
         assert files == [f"again_0000{n}.safetensors" for n in (1, 2, 3)]
@@ -567,7 +592,7 @@ class TestFiles:
         import folder_paths
 
         monkeypatch.setitem(folder_paths.folder_names_and_paths, "shell_lcc", ([str(tmp_path)], {".safetensors"}))
-        (options,) = [i.options for i in comfy.node(node("LoadShellLCC")).define_schema().inputs]
+        options = comfy.node(node("LoadShellLCC")).define_schema().inputs[0].options
         assert options == ["(no file in models/shell_lcc yet)"]
         with pytest.raises(ValueError, match=f"there is no manifold in {re.escape(str(tmp_path))}: fit one"):
             self.load(comfy, options[0])
