@@ -19,6 +19,7 @@ from benchmarks.toy_world import (
     weights,
 )
 from benchmarks.toy_world.pipeline import SHIFT, STEPS, sigmas
+from trainers.kernels.prism.files import LoadedHead
 from trainers.kernels.prism.head import HeadConfig, PrismHead
 from trainers.prism import train_loop as prism_train
 from trainers.wan import dit as wan_dit
@@ -285,3 +286,13 @@ class TestHeads:
         scores = prism_heads.scores_of(head, material, key, range(50, 60))
         right = prism_heads.accuracy(scores[:, :, 0, 3], prism_heads.truth_of(runs, range(50, 60))[:, :, 3], 0.02)
         assert float(right.mean()) > 0.8
+
+    def test_one_dimension_of_a_head_scores_as_the_whole_does(self):
+        head = PrismHead(HeadConfig(128, dim=16, heads=2, layers=2, dimensions=prism_collect.DIMENSIONS)).train(False)
+        table = [{"dimension": d, "sigma": 0.9} for d in prism_collect.DIMENSIONS]
+        loaded = LoadedHead(head, None, None, (0.2, 0.9), dict.fromkeys(prism_collect.DIMENSIONS, 0.1), {"accuracy": table})
+        found = prism_heads.only(loaded, "visual")
+        x, words = torch.randn(3, 6, 128), torch.randn(3, 2, 128)
+        assert torch.equal(found.head([x], words), head([x], words)[:, 2:3])
+        assert found.head.config.dimensions == ("visual",)
+        assert found.metrics["accuracy"] == table[2:3]

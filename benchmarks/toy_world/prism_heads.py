@@ -516,6 +516,20 @@ def loaded_head(run: HeadRun, head: PrismHead, material: Material, backbone: Pat
     )  # fmt: skip
 
 
+def only(loaded: LoadedHead, dimension: str) -> LoadedHead:
+    """The head without its other dimensions; its scores in this one are the same."""
+    config = loaded.head.config
+    k, last = config.dimensions.index(dimension), len(loaded.head.mlp) - 1
+    state = loaded.head.state_dict()
+    for name in (f"mlp.{last}.weight", f"mlp.{last}.bias"):
+        state[name] = state[name][k : k + 1]
+    head = PrismHead(replace(config, dimensions=(dimension,)))
+    head.load_state_dict(state)
+    table = [row for row in loaded.metrics["accuracy"] if row["dimension"] == dimension]
+    threshold = {dimension: loaded.threshold[dimension]}
+    return replace(loaded, head=head.train(False), threshold=threshold, metrics=loaded.metrics | {"accuracy": table})
+
+
 # All runs
 
 
@@ -621,7 +635,14 @@ def main(argv=None) -> int:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--generators", type=Path, nargs=3, required=True, metavar="FILE", help="early, middle, late")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number, of one thread each (one per core)")
+    parser.add_argument(
+        "--export", nargs=3, metavar=("RUN", "DIMENSION", "FILE"), help="instead: write one dimension of a trained head to a file"
+    )
     args = parser.parse_args(argv)
+    if args.export:
+        run, dimension, file = args.export
+        files.save(only(files.load(args.output_dir / "heads" / f"{run}.safetensors"), dimension), file)
+        return 0
     backbones = dict(zip(GENERATORS, args.generators, strict=True))
     folder = args.output_dir / "features"
     for sub in ("features", "heads", "results"):
