@@ -293,6 +293,6 @@ class TestHeads:
         loaded = LoadedHead(head, None, None, (0.2, 0.9), dict.fromkeys(prism_collect.DIMENSIONS, 0.1), {"accuracy": table})
         found = prism_heads.only(loaded, "visual")
         x, words = torch.randn(3, 6, 128), torch.randn(3, 2, 128)
-        assert torch.equal(found.head([x], words), head([x], words)[:, 2:3])
+        torch.testing.assert_close(found.head([x], words), head([x], words)[:, 2:3])
         assert found.head.config.dimensions == ("visual",)
         assert found.metrics["accuracy"] == table[2:3]

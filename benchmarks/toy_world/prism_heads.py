@@ -636,7 +636,7 @@ def main(argv=None) -> int:
     parser.add_argument("--generators", type=Path, nargs=3, required=True, metavar="FILE", help="early, middle, late")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number, of one thread each (one per core)")
     parser.add_argument(
-        "--export", nargs=3, metavar=("RUN", "DIMENSION", "FILE"), help="instead: write one dimension of a trained head to a file"
+        "--export", nargs=3, metavar=("RUN", "DIMENSION", "FILE"), help="instead: write a head's dimension to a file"
     )
     args = parser.parse_args(argv)
     if args.export:
