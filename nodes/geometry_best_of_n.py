@@ -183,7 +183,7 @@ class GeometryBestOfN(io.ComfyNode):
             [r.dumps() for r in records],
             heat,
             text,
-            ui=shared.show(cls, text, heat),
+            ui=shared.show(cls, text, heat, full),
         )
 
 

@@ -12,6 +12,7 @@ from ..kernels.geometry.heat_map import full_error, heat_map
 from ..kernels.geometry.record import TRACKS, GeometryError, Scored
 from ..kernels.geometry.tracks import BACKENDS, score_clip
 from . import saved_metadata
+from .legend import with_legend
 
 CATEGORY = "image/geometry estimation"
 # Maximum number of heat map frames in a node's preview.
@@ -52,10 +53,10 @@ def score(clips: list[torch.Tensor], backend: str, source: str) -> list[Scored]:
     return found
 
 
-def heat_maps(clips: list[torch.Tensor], scored: list[Scored]) -> list[torch.Tensor]:
-    """A heat map [T, H, W, 3] of each clip, on one scale."""
+def heat_maps(clips: list[torch.Tensor], scored: list[Scored]) -> tuple[list[torch.Tensor], float]:
+    """(a heat map [T, H, W, 3] of each clip, on one scale; the error at full colour)."""
     full = full_error([s.error_map for s in scored], TRACKS)
-    return [drawn(clip, s, full) for clip, s in zip(clips, scored, strict=True)]
+    return [drawn(clip, s, full) for clip, s in zip(clips, scored, strict=True)], full
 
 
 def drawn(clip: torch.Tensor, scored: Scored, full: float) -> torch.Tensor:
@@ -69,11 +70,15 @@ def report(scored: list[Scored]) -> str:
     return texts[0] if len(texts) == 1 else "\n".join(f"Clip {i}: {text}" for i, text in enumerate(texts, 1))
 
 
-def show(cls, text: str, pictures: torch.Tensor) -> dict:
-    """The node's preview: the text, and at most SHOWN evenly spaced frames of `pictures` [T, H, W, 3]."""
+def show(cls, text: str, pictures: torch.Tensor, full: float, scorer: str = TRACKS) -> dict:
+    """The node's preview: the text, and at most SHOWN evenly spaced frames of a heat map [T, H, W, 3] with its legend.
+
+    full: the error at full colour; scorer: of the record, for the unit.
+    """
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
     step = max(1, -(-pictures.shape[0] // SHOWN))
-    return {**ui.PreviewImage(pictures[::step], cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+    shown = with_legend(pictures[::step], full, scorer)
+    return {**ui.PreviewImage(shown, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
 def add_metadata(cls, node: str, scored: list[Scored]) -> None:

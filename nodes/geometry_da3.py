@@ -186,7 +186,8 @@ class GeometryDA3(io.ComfyNode):
             # There are no frames but the views.
             frames, places = found.images, [found.frame_indices.index(i) for i in record.frame_indices]
         errors = scored.error_map.cpu()
-        heat = shared.on_wire(heat_map(frames.cpu(), errors, places, full_error([errors], record.scorer)))
+        full = full_error([errors], record.scorer)
+        heat = shared.on_wire(heat_map(frames.cpu(), errors, places, full))
         shared.add_metadata(cls, TITLE, [scored])
         return io.NodeOutput(
             record.score,
@@ -197,7 +198,7 @@ class GeometryDA3(io.ComfyNode):
             record.dumps(),
             text,
             geometry,
-            ui=shared.show(cls, text, heat),
+            ui=shared.show(cls, text, heat, full, record.scorer),
         )
 
 

@@ -92,7 +92,8 @@ class GeometryTracks(io.ComfyNode):
         parts = shared.split(images, clips, source)
         scored = shared.score(parts, backend, source)
         records = [s.record for s in scored]
-        heat = shared.on_wire(torch.cat(shared.heat_maps(parts, scored)))
+        maps, full = shared.heat_maps(parts, scored)
+        heat = shared.on_wire(torch.cat(maps))
         text = shared.report(scored)
         shared.add_metadata(cls, TITLE, scored)
         scores = [r.score for r in records]
@@ -105,7 +106,7 @@ class GeometryTracks(io.ComfyNode):
             [r.dumps() for r in records],
             text,
             scores,
-            ui=shared.show(cls, text, heat),
+            ui=shared.show(cls, text, heat, full),
         )
 
 

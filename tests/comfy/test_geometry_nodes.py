@@ -470,3 +470,16 @@ def test_files_that_are_no_geometry_are_named(comfy, base_dir, saved):
             comfy.run(node("LoadGeometry"), file=name)
     nothing = comfy.module("nodes.geometry_files").NO_FILES
     assert "save some with the node Save Geometry" in load.validate_inputs(nothing)
+
+
+@pytest.mark.parametrize("width", [16, 90, 427])
+def test_a_heat_map_in_the_preview_has_a_legend_below(comfy, width):
+    module = comfy.module("nodes.legend")
+    pictures = torch.rand(2, 30, width, 3)
+    shown = module.with_legend(pictures, 3.0, "tracks")
+    assert shown.shape == (2, 30 + module.HEIGHT, width, 3)
+    assert torch.equal(shown[:, :30], pictures)
+    strip = shown[0, 30:]
+    assert 0 <= float(strip.min()) < float(strip.max()) <= 1
+    # A wide one has the colours from dark to yellow.
+    assert (float((strip[..., 0] - strip[..., 2]).max()) > 0.4) == (width > 300)
