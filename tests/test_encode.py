@@ -213,6 +213,7 @@ def test_a_killed_process_loses_at_most_a_shard(videos, vae_file, tmp_path, monk
     """The process dies while it writes its second shard: the first is whole, no half-written file is taken for one."""
     out = tmp_path / "out"
     code = (
+        "from tests import fast_convolutions; fast_convolutions.use()\n"
         "import os, sys; from trainers import encode; from trainers.kernels.files import header as formats\n"
         "write, count = formats.save_file, []\n"
         "def save(tensors, path, metadata):\n"
