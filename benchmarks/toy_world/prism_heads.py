@@ -554,6 +554,8 @@ def runs_to_do() -> list[HeadRun]:
         replace(within, name="within, blocks 5 8 11", taps=(5, 8, 11)),
         replace(within, name="within, overall only", dimensions=("overall",)),
         replace(within, name="within, 4 queries", queries=4),
+        replace(within, name="within, block 11, 4 queries", taps=(11,), queries=4),
+        replace(within, name="within, mean, block 11", taps=(11,), pooling="mean"),
         replace(between, name="between, independent noise", noise=INDEPENDENT),
     ]
     found += [replace(between, name=f"between, {b} backbone", backbone=b) for b in GENERATORS if b != "late"]
