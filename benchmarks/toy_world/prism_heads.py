@@ -561,10 +561,10 @@ def runs_to_do() -> list[HeadRun]:
     found += [replace(between, name=f"between, {b} backbone", backbone=b) for b in GENERATORS if b != "late"]
     # As many steps and pairs with a frozen and with a tuned backbone: a step of the latter takes thirty times as long.
     for run in (within, between):
-        short = replace(run, steps=400, batch=8)
+        short = replace(run, steps=200, batch=8)
         found += [
-            replace(short, name=f"{run.name}, frozen, 400 steps of 8"),
-            replace(short, name=f"{run.name}, LoRA, 400 steps of 8", tuned=8),
+            replace(short, name=f"{run.name}, frozen, 200 steps of 8"),
+            replace(short, name=f"{run.name}, LoRA, 200 steps of 8", tuned=8),
         ]
     return found + [replace(r, name=f"{r.name}, seed 1", seed=1) for r in found[:4]]
 

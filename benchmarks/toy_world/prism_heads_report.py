@@ -21,6 +21,9 @@ from .prism_heads import ACROSS, BETWEEN, FINISHED, GENERATORS, WITHIN, load_run
 from .statistics import Estimate, mean
 
 Accuracies = dict[str, list[float]]
+# The block that held-out captions chose.
+BEST = ("within, block 11", "within, mean, block 11")
+FIRST = ("within", "within, mean")
 # Noise levels of the tables of ablations; of pairs within a generator the last is a finished clip's.
 SHOWN = {WITHIN: (0.964, 0.944, 0.9, 0.75, 0.25, FINISHED), ACROSS: BETWEEN}
 
@@ -63,6 +66,20 @@ def by_level(results: dict[str, Accuracies], kind: str, names: Sequence[str], ca
         query, pooled = (averaged(results[n], kind, captions, d, sigmas) for n in names[:2])
         gaps = [difference(*(results[n][f"{kind}/{captions}/{d}/{s:.3f}"] for n in names[:2])) for s in sigmas]
         lines.append(f"| {d} | difference | {' | '.join(map(signed, [*gaps, difference(query, pooled)]))} | |")
+    return "\n".join(lines)
+
+
+def by_pair(results: dict[str, Accuracies], names: Sequence[str]) -> str:
+    """Accuracy in "overall" for each pair of generators."""
+    lines = [f"| pair | head | {' | '.join(f'sigma {s:g}' for s in BETWEEN)} | all levels |"]
+    lines.append("|---" * (3 + len(BETWEEN)) + "|")
+    for a, b in combinations(GENERATORS, 2):
+        kind = f"{a} against {b}"
+        for name in names:
+            found = results[name]
+            cells = [over_captions(found[f"{kind}/test/overall/{s:.3f}"]) for s in BETWEEN]
+            whole = over_captions(averaged(found, kind, "test", "overall", BETWEEN))
+            lines.append(f"| {kind} | {name} | {' | '.join(map(text_of, [*cells, whole]))} |")
     return "\n".join(lines)
 
 
@@ -158,8 +175,10 @@ def main(argv=None) -> None:
     parts: list[tuple[str, Callable[[], str]]] = [
         ("Generators", lambda: generators_table(args.data)),
         ("Pairs between generators", lambda: by_level(results, ACROSS, ("between", "between, mean"), "test", BETWEEN)),
-        ("Pairs within a generator", lambda: by_level(results, WITHIN, ("within", "within, mean"), "test", SHOWN[WITHIN])),
-        ("Best of 8 by a head", lambda: choices(results, ("within", "within, mean", "between"), SHOWN[WITHIN])),
+        ("The same by pair of generators, overall", lambda: by_pair(results, ("between", "between, mean"))),
+        ("Pairs within a generator, block 11", lambda: by_level(results, WITHIN, BEST, "test", SHOWN[WITHIN])),
+        ("Pairs within a generator, block 8", lambda: by_level(results, WITHIN, FIRST, "test", SHOWN[WITHIN])),
+        ("Best of 8 by a head", lambda: choices(results, (*BEST, *FIRST, "between"), SHOWN[WITHIN])),
         ("Learning curve", lambda: curve(results, 0.9)),
         ("Ablations, pairs between generators", lambda: ablations(results, ACROSS, tried(ACROSS), "between", 0.9)),
         ("Ablations, pairs within a generator", lambda: ablations(results, WITHIN, tried(WITHIN), "within", 0.9)),
