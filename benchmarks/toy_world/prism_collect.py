@@ -7,9 +7,9 @@ judge's scores, read from decoded pictures, for `trainers.prism label`: alignmen
 dynamics and rigidity), visual (sharpness), and overall, as VideoAlign divides what people see. Sampling and judging can be
 interrupted and resumed.
 
-Ten steps and a decoder in bfloat16 take .31 s a clip on one core, against .99 s of twenty steps and fp32, clip by clip;
+Ten steps instead of twenty, and a decoder in bfloat16 that is given clips in batches, take about a third of the time;
 
-    python -m benchmarks.toy_world.prism_collect --check_labels 32
+    python -m benchmarks.toy_world.prism_collect --check_labels 48
 
 samples seeds both ways and prints how many pairs keep their order.
 """

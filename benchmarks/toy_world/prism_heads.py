@@ -2,11 +2,12 @@
 
     python -m benchmarks.toy_world.prism_heads --data outputs/toy_world/heads --output_dir outputs/toy_world/heads/study
 
---data holds folders of `prism_collect`: train-late, train-early, train-middle (the same captions sampled by three checkpoints
-of one training), and test-late, test-early, test-middle (captions of combinations that nothing was trained on).
+--data holds folders of `prism_collect`: train-late, train-early, train-middle (the same captions sampled by the committed model
+and by two checkpoints of a shorter training), and test-late, test-early, test-middle (captions of combinations that nothing was
+trained on).
 
 Pairs are of two kinds. Within a generator: seeds of one caption, at noisy latents that the sampling passed through. Between
-generators, as in the paper: clips of one caption by different checkpoints, finished and then noised, both with the same noise.
+generators, as in the paper: clips of one caption by different models, finished and then noised, both with the same noise.
 The judge decides which clip is better; differences within `prism_collect.TIES` are ties, which are left out of accuracies.
 
 The backbone is frozen, so the features of all latents are computed once and kept on disk. Each head trains by the loss of
@@ -56,6 +57,7 @@ BETWEEN = (0.944, 0.9, 0.75, 0.5, 0.25, 0.1)
 CHUNK = 400
 # Captions at the end of the training set that no head is trained on: settings are chosen on them.
 HELD_OUT = 400
+# Positions of a caption: at most 12 words, the end, and one for the rest of the padding.
 WORDS = 14
 WITHIN, ACROSS = "within", "between"
 COMMON, INDEPENDENT = "common", "independent"
@@ -242,7 +244,6 @@ def text_features(runs: Runs, backbone: Path) -> tuple[Tensor, Tensor]:
         text, bias, mask = fold_padding([words])
         _, embedded = dit.features(torch.zeros(1, 16, 5, 8, 8), torch.ones(1), text, [0], bias)
         room = WORDS - embedded.shape[1]
-        mask = torch.ones(1, embedded.shape[1], dtype=torch.bool) if mask is None else mask
         texts.append(torch.nn.functional.pad(embedded[0], (0, 0, 0, room)))
         masks.append(torch.nn.functional.pad(mask[0], (0, room)))
     return torch.stack(texts), torch.stack(masks)
@@ -559,7 +560,7 @@ def runs_to_do() -> list[HeadRun]:
         replace(between, name="between, independent noise", noise=INDEPENDENT),
     ]
     found += [replace(between, name=f"between, {b} backbone", backbone=b) for b in GENERATORS if b != "late"]
-    # As many steps and pairs with a frozen and with a tuned backbone: a step of the latter takes thirty times as long.
+    # As many steps and pairs with a frozen and with a tuned backbone, whose features have to be computed in every step.
     for run in (within, between):
         short = replace(run, steps=200, batch=8)
         found += [
