@@ -2,9 +2,9 @@
 
     python -m benchmarks.toy_world.prism_heads --data outputs/toy_world/heads --output_dir outputs/toy_world/heads/study
 
---data holds folders of `prism_collect`: train-late, train-early, train-middle (the same captions sampled by the committed model
-and by two checkpoints of a shorter training), and test-late, test-early, test-middle (captions of combinations that nothing was
-trained on).
+--data holds folders of `prism_collect`: train-late, train-early, train-middle (the same captions sampled by the committed
+model and by two checkpoints of a shorter training), and test-late, test-early, test-middle (captions of combinations that
+nothing was trained on).
 
 Pairs are of two kinds. Within a generator: seeds of one caption, at noisy latents that the sampling passed through. Between
 generators, as in the paper: clips of one caption by different models, finished and then noised, both with the same noise.
@@ -191,16 +191,18 @@ def compute_features(job: FeatureJob) -> None:
         _loaded.update(backbone=job.backbone, dit=wan_dit.load(job.backbone, max(TAPS)))
     runs, dit = _loaded["runs"], _loaded["dit"]
     part = list(range(job.start, min(job.start + CHUNK, len(runs.z))))
-    x, sigmas = latents_of(runs, part, job.part.what)
-    found: dict[int, list[Tensor]] = {t: [] for t in TAPS}
-    with torch.no_grad():
-        for i, clips in zip(part, x, strict=True):
-            text, bias, _ = fold_padding([runs.texts[runs.caption[i]]] * len(sigmas))
-            visual, _ = dit.features(clips, torch.tensor(sigmas), text, list(TAPS), bias)
-            for tap, v in zip(TAPS, visual, strict=True):
-                found[tap].append(v.half())
-    for tap, rows in found.items():
-        write_atomic(job.path(tap), lambda partial, rows=rows: _save_array(partial, torch.stack(rows)))
+    rows = [features_of(runs, i, job.part.what, dit, TAPS) for i in part]
+    for tap, found in zip(TAPS, zip(*rows, strict=True), strict=True):
+        write_atomic(job.path(tap), lambda partial, found=found: _save_array(partial, torch.stack(found)))
+
+
+@torch.no_grad()
+def features_of(runs: Runs, clip: int, what: str, dit: WanDit, taps: Sequence[int]) -> list[Tensor]:
+    """Of one clip at all of its levels: [L, 80, 128] in fp16 for each tap."""
+    x, sigmas = latents_of(runs, [clip], what)
+    text, bias, _ = fold_padding([runs.texts[runs.caption[clip]]] * len(sigmas))
+    visual, _ = dit.features(x[0], torch.tensor(sigmas), text, list(taps), bias)
+    return [v.half() for v in visual]
 
 
 def _save_array(path: str, values: Tensor) -> None:
@@ -211,14 +213,8 @@ def _save_array(path: str, values: Tensor) -> None:
 class Computed:
     """`Features` of a part by a tuned backbone, computed for all of its clips."""
 
-    @torch.no_grad()
     def __init__(self, runs: Runs, what: str, dit: WanDit, tap: int):
-        rows = []
-        for i in range(len(runs.z)):
-            x, sigmas = latents_of(runs, [i], what)
-            text, bias, _ = fold_padding([runs.texts[runs.caption[i]]] * len(sigmas))
-            rows.append(dit.features(x[0], torch.tensor(sigmas), text, [tap], bias)[0][0].half())
-        self.values = torch.stack(rows)
+        self.values = torch.stack([features_of(runs, i, what, dit, [tap])[0] for i in range(len(runs.z))])
 
     def read(self, clips: Sequence[int], levels: Sequence[int]) -> Tensor:
         return self.values[list(clips), list(levels)].float()
