@@ -15,7 +15,7 @@ from .guider_view import Scoring, measure_finished
 from .latent_thumbnail import thumbnail
 from .ordinary_run import CandidateNoises, model_for
 from .prism_score import KEY, parse_sigmas
-from .race import ForwardCounter, Race, RaceSettings, copy_guider, passes_of, reserve_memory
+from .race import ForwardCounter, Race, RaceSettings, Watcher, copy_guider, passes_of, reserve_memory
 from .race_board import Outcome, outcome_of
 from .reward_type import ScoredBy
 
@@ -90,8 +90,8 @@ def sigmas_of(points: Sequence[tuple[float, bool]], schedule: Sequence[float]) -
     return [schedule[min(max(1, round(value * steps)), max(1, steps - 1))] if share else value for value, share in points]
 
 
-def search(stock, scored_by: ScoredBy, settings: Settings, vae=None) -> Outcome:
-    """The outcome of a Best-of-N. stock: an AdvancedRun or a KSamplerRun.
+def search(stock, scored_by: ScoredBy, settings: Settings, vae=None, watcher: Watcher | None = None) -> Outcome:
+    """The outcome of a Best-of-N. stock: an AdvancedRun or a KSamplerRun; watcher: is told how it goes on.
 
     Raises ValueError, RewardError, BackboneError, LatentSpaceError or PlanError.
     """
@@ -105,17 +105,26 @@ def search(stock, scored_by: ScoredBy, settings: Settings, vae=None) -> Outcome:
         outcome = _all_kept(stock, seeds[: settings.keep], scored_by)
         outcome.notes += () if schedule.shape[-1] > 1 else (NO_STEPS,)
     elif settings.plan == DRAFTS:
-        outcome = _drafts(stock, scored_by, settings, vae)
+        outcome = _drafts(stock, scored_by, settings, vae, watcher)
     else:
-        outcome = _race(stock, scored_by, settings.for_race(), vae)
+        outcome = _race(stock, scored_by, settings.for_race(), vae, watcher)
+    if watcher is not None:
+        _show(stock, outcome.winners, outcome.latents, watcher)
     return outcome if warning is None else replace(outcome, notes=(warning, *outcome.notes))
 
 
-def _race(stock, scored_by: ScoredBy, settings: RaceSettings, vae) -> Outcome:
+def _show(stock, candidates: Sequence[int], latents: Sequence[dict], watcher: Watcher) -> None:
+    """Shows finished candidates to the watcher."""
+    model = stock.model.model
+    for i, latent in zip(candidates, latents, strict=True):
+        watcher.preview(i, model.process_latent_in(latent["samples"]), model.latent_format)
+
+
+def _race(stock, scored_by: ScoredBy, settings: RaceSettings, vae, watcher) -> Outcome:
     counter, noises = ForwardCounter(), CandidateNoises(stock.sources)
     model = with_patchers(model_for(stock, counter, without_cache=False), scored_by)
     reserve_memory(model, min(settings.chunk, len(noises.seeds)))
-    racing = Race(stock.sampler, scored_by.reward, noises, settings, counter, vae)
+    racing = Race(stock.sampler, scored_by.reward, noises, settings, counter, vae, watcher)
     latent = stock.with_sampler(copy_guider(stock.guider, model), racing, noises)
     outcome = outcome_of(racing, latent)
     if racing.plan.restarts:
@@ -128,7 +137,7 @@ def _race(stock, scored_by: ScoredBy, settings: RaceSettings, vae) -> Outcome:
     return outcome
 
 
-def _drafts(stock, scored_by: ScoredBy, settings: Settings, vae) -> Outcome:
+def _drafts(stock, scored_by: ScoredBy, settings: Settings, vae, watcher) -> Outcome:
     """Every candidate is sampled with fewer steps, or under the model's step cache; the best are sampled again in full."""
     steps, count = len(stock.sigmas) - 1, len(stock.sources)
     cached = step_cache.is_used(stock.model.model_options)
@@ -141,6 +150,8 @@ def _drafts(stock, scored_by: ScoredBy, settings: Settings, vae) -> Outcome:
     latents, forwards = _ordinary(run, list(range(count)), without_cache=False)
     outcome = _outcome_without_race(stock, latents, scored_by, list(range(count)))
     outcome.add_forwards(forwards)
+    if watcher is not None:
+        _show(stock, range(count), latents, watcher)
     passes = _choose_finished(outcome, stock, scored_by, vae, settings.keep, step=0)
     outcome.plan = Plan(count, settings.keep, settings.keep, steps, (), passes, outcome.depth)
     outcome.latents, forwards = _ordinary(stock, outcome.winners, without_cache=True)

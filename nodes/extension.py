@@ -1,4 +1,4 @@
-"""The pack's ComfyUI extension: model folders and the list of nodes."""
+"""The pack's ComfyUI extension: model folders, routes and the list of nodes."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -23,6 +23,7 @@ from . import (
     shell_lcc_score,
     train_preference_lora,
     train_prism_head,
+    web_routes,
 )
 
 MODULES = (
@@ -54,6 +55,7 @@ class IntrinsicRewardExtension(ComfyExtension):
         shell_lcc_files.FOLDER.register()
         prism_files.FOLDER.register()
         geometry_da3.FOLDER.register()
+        web_routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in MODULES for node in module.NODES]

@@ -171,7 +171,8 @@ class GeometryBestOfN(io.ComfyNode):
         picked = None if latent is None else pick_latent(latent, best, len(parts))
         # The colour scale covers all clips, though only the best is drawn.
         full = full_error([s.error_map for s in scored], TRACKS)
-        heat = shared.on_wire(shared.drawn(parts[best], scored[best], full))
+        drawn = shared.drawn(parts[best], scored[best], full)
+        heat = shared.on_wire(drawn)
         text = text or board(records, order)
         shared.add_metadata(cls, TITLE, scored)
         return io.NodeOutput(
@@ -183,7 +184,7 @@ class GeometryBestOfN(io.ComfyNode):
             [r.dumps() for r in records],
             heat,
             text,
-            ui=shared.show(cls, text, heat, full),
+            ui=shared.show(cls, text, [parts[best]], [drawn], [records[best]], full, [f"Clip {best + 1}"]),
         )
 
 

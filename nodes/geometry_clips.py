@@ -8,11 +8,11 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.geometry.heat_map import full_error, heat_map
-from ..kernels.geometry.record import TRACKS, GeometryError, Scored
+from ..kernels.geometry.heat_map import full_error, heat_map, resized
+from ..kernels.geometry.record import TRACKS, GeometryError, GeometryRecord, Scored
 from ..kernels.geometry.tracks import BACKENDS, score_clip
-from . import saved_metadata
-from .legend import with_legend
+from . import saved_metadata, sprite_sheet, timeline
+from .legend import UNITS, with_legend, words
 
 CATEGORY = "image/geometry estimation"
 # Maximum number of heat map frames in a node's preview.
@@ -70,15 +70,36 @@ def report(scored: list[Scored]) -> str:
     return texts[0] if len(texts) == 1 else "\n".join(f"Clip {i}: {text}" for i, text in enumerate(texts, 1))
 
 
-def show(cls, text: str, pictures: torch.Tensor, full: float, scorer: str = TRACKS) -> dict:
-    """The node's preview: the text, and at most SHOWN evenly spaced frames of a heat map [T, H, W, 3] with its legend.
+def show(
+    cls, text: str, clips: list[torch.Tensor], maps: list[torch.Tensor], records: list[GeometryRecord], full: float,
+    names: list[str] | None = None,
+) -> dict:  # fmt: skip
+    """The node's preview: the text, at most SHOWN evenly spaced frames of the heat maps with their legend, and a timeline.
 
-    full: the error at full colour; scorer: of the record, for the unit.
+    clips, maps: frames [T, H, W, 3] of each clip and its heat map, of its size or smaller; full: the error at full colour;
+    names: of the clips, by default their numbers.
     """
     PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+    pictures = torch.cat(maps)
     step = max(1, -(-pictures.shape[0] // SHOWN))
-    shown = with_legend(pictures[::step], full, scorer)
-    return {**ui.PreviewImage(shown, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+    shown = with_legend(pictures[::step], full, records[0].scorer)
+    names = names or [f"Clip {i}" for i in range(1, len(clips) + 1)]
+    parts = [timeline_clip(*of, name) for *of, name in zip(clips, maps, records, names, strict=True)]
+    low, high = words(full, records[0].scorer)
+    panel = timeline.state(parts, UNITS[records[0].scorer], timeline.Legend(low, high), ("clip", "errors"))
+    return {**ui.PreviewImage(shown, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(), timeline.PANEL: [panel]}
+
+
+def timeline_clip(clip: torch.Tensor, heat: torch.Tensor, record: GeometryRecord, name: str) -> timeline.TimelineClip:
+    """A clip with its errors by frame, key frames and those between, and its heat map."""
+    at = {**dict(zip(record.between_indices, record.between_errors, strict=True)),
+          **dict(zip(record.frame_indices, record.frame_errors, strict=True))}  # fmt: skip
+    series = [timeline.Series("error", sorted(at), [at[t] for t in sorted(at)])]
+    # The panel's frames are no larger than the heat map's.
+    small = [sprite_sheet.as_bytes(resized(frame[..., :3].movedim(-1, 0).float(), heat.shape[1:3])) for frame in clip]
+    before = torch.stack(small).movedim(1, -1)
+    label = f"{name}: {record.verdict}, {record.score:.2f}"
+    return timeline.TimelineClip(label, len(clip), series, before, sprite_sheet.as_bytes(heat), record.cuts)
 
 
 def add_metadata(cls, node: str, scored: list[Scored]) -> None:

@@ -187,7 +187,8 @@ class GeometryDA3(io.ComfyNode):
             frames, places = found.images, [found.frame_indices.index(i) for i in record.frame_indices]
         errors = scored.error_map.cpu()
         full = full_error([errors], record.scorer)
-        heat = shared.on_wire(heat_map(frames.cpu(), errors, places, full))
+        drawn = heat_map(frames.cpu(), errors, places, full)
+        heat = shared.on_wire(drawn)
         shared.add_metadata(cls, TITLE, [scored])
         return io.NodeOutput(
             record.score,
@@ -198,7 +199,7 @@ class GeometryDA3(io.ComfyNode):
             record.dumps(),
             text,
             geometry,
-            ui=shared.show(cls, text, heat, full, record.scorer),
+            ui=shared.show(cls, text, [frames], [drawn], [replace(record, frame_indices=places)], full),
         )
 
 

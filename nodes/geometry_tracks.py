@@ -106,7 +106,7 @@ class GeometryTracks(io.ComfyNode):
             [r.dumps() for r in records],
             text,
             scores,
-            ui=shared.show(cls, text, heat, full),
+            ui=shared.show(cls, text, parts, maps, records, full),
         )
 
 

@@ -12,11 +12,16 @@ UNITS = {TRACKS: "px at 480 lines", DENSE: "error of a view"}
 TEXT = (225, 225, 230)
 
 
+def words(full: float, scorer: str) -> tuple[str, str]:
+    """What the two ends of the colours stand for. Arguments as of `legend`."""
+    return "no error", f"{full:.2g} {UNITS[scorer]} or more"
+
+
 def legend(width: int, full: float, scorer: str) -> torch.Tensor:
     """[HEIGHT, width, 3] in [0, 1], on the CPU. full: the error at full colour; scorer: of the record, for the unit."""
     strip = Image.new("RGB", (width, HEIGHT), (24, 24, 28))
     draw = ImageDraw.Draw(strip)
-    low, high = "no error", f"{full:.2g} {UNITS[scorer]} or more"
+    low, high = words(full, scorer)
     left, right = (MARGIN + draw.textlength(low) + MARGIN, width - MARGIN - draw.textlength(high) - MARGIN)
     draw.text((MARGIN, 5), low, fill=TEXT)
     if right - left >= 2 * MARGIN:

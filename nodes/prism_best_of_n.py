@@ -10,6 +10,7 @@ from server import PromptServer
 from ..kernels.prism.plan import CONTINUE, RESTART, SIGMAS
 from . import race_board, saved_metadata
 from .best_of_n import MOST_CANDIDATES, MOST_KEPT, PLANS, TITLE, Settings, search, wrong_plan
+from .live_race import PANEL, LiveRace
 from .ordinary_run import AdvancedRun, KSamplerRun
 from .prism_type import PrismType
 from .race_board import Outcome
@@ -33,7 +34,15 @@ def noise_of_candidate(noise, index: int):
     return other
 
 
-def outputs(cls, outcome: Outcome) -> io.NodeOutput:
+def run(cls, stock, head, settings: Settings, vae) -> io.NodeOutput:
+    """Searches, shows the race board while it does, and returns the node's outputs."""
+    scored_by = as_reward(head)
+    watcher = LiveRace(cls.hidden.unique_id, [source.seed for source in stock.sources], scored_by.reward)
+    outcome = search(stock, scored_by, settings, vae, watcher)
+    return outputs(cls, outcome, watcher)
+
+
+def outputs(cls, outcome: Outcome, watcher: LiveRace) -> io.NodeOutput:
     out = dict(outcome.latents[0])
     if len(outcome.latents) > 1:
         out["samples"] = torch.cat([latent["samples"] for latent in outcome.latents])
@@ -51,7 +60,11 @@ def outputs(cls, outcome: Outcome) -> io.NodeOutput:
         scored = list(outcome.board[i].clip_scores.values())
         scores += scored[-1] if scored else [0.0] * clips
         seeds += [outcome.seeds[i]] * clips
-    shown = {**ui.PreviewImage(board, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+    # The panel of web/js/race_board.js shows the state; the image is for clients without it.
+    shown = {
+        **ui.PreviewImage(board, cls=cls).as_dict(), **ui.PreviewText(text).as_dict(),
+        PANEL: [watcher.state(outcome.board, outcome.winners, outcome.plan)],
+    }  # fmt: skip
     return io.NodeOutput(out, scores, seeds, text, board, ui=shown)
 
 
@@ -183,7 +196,7 @@ class PrismBestOfN(io.ComfyNode):
         sources = [noise_of_candidate(noise, i) for i in range(candidates)]
         settings = Settings(checkpoints, keep, finish, chunk, plan, finalists, draft_steps)
         stock = AdvancedRun(guider, sampler, sigmas, latent_image, sources)
-        return outputs(cls, search(stock, as_reward(head), settings, vae))
+        return run(cls, stock, head, settings, vae)
 
     @classmethod
     def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0]):
@@ -245,7 +258,7 @@ class PrismKSampler(io.ComfyNode):
             "negative": negative, "denoise": denoise,
         }  # fmt: skip
         settings = Settings(checkpoints, keep, finish, chunk, plan, finalists, draft_steps)
-        return outputs(cls, search(KSamplerRun(model, arguments, latent_image, seeds), as_reward(head), settings, vae))
+        return run(cls, KSamplerRun(model, arguments, latent_image, seeds), head, settings, vae)
 
     @classmethod
     def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0]):

@@ -18,6 +18,7 @@ from .prism_type import Prism, PrismType
 
 KEY = "intrinsic_reward_prism"
 SOURCE = "PRISM Score, input 'latent'"
+AUTO = "auto"
 
 
 def parse_sigmas(text: str, source: str = "PRISM Score, input 'sigmas'") -> list[float]:
@@ -118,8 +119,11 @@ class PrismScore(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="Video latents, one or a batch, from a sampler or VAE Encode."),
                 io.String.Input(
                     "sigmas",
-                    default="0.1, 0.2, 0.3",
-                    tooltip="Noise levels to score at, 0 (clean) to 1 (noise). A little noise gives better scores than none.",
+                    default=AUTO,
+                    tooltip=(
+                        "Noise levels to score at, 0 (clean) to 1 (noise), such as 0.1, 0.2. auto: those of 0.1, 0.2 and 0.3 "
+                        "that the head was trained on, else its lowest."
+                    ),
                 ),
                 io.Int.Input(
                     "draws",
@@ -150,7 +154,8 @@ class PrismScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, head, positive, latent, sigmas, draws, seed) -> io.NodeOutput:
-        settings = ScoreSettings(parse_sigmas(sigmas), draws, seed)
+        levels = PrismReward(head.loaded).finished_sigmas if sigmas.strip().lower() == AUTO else parse_sigmas(sigmas)
+        settings = ScoreSettings(list(levels), draws, seed)
         warning = head.require_model(model)
         raw = read_raw(latent, head.loaded.space, SOURCE)
         scores = measure(model, head, positive, raw, settings)

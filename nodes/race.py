@@ -54,6 +54,18 @@ class Candidates(Protocol):
     random_states: list[torch.Tensor]
 
 
+class Watcher(Protocol):
+    """Is told how a race goes on; see live_race.LiveRace."""
+
+    def begin(self, plan: Plan) -> None: ...
+
+    def step(self, candidate: int, step: int, x0: torch.Tensor, latent_format) -> None: ...
+
+    def preview(self, candidate: int, x0: torch.Tensor, latent_format) -> None: ...
+
+    def ranked(self, board: Sequence[race.CandidateResult]) -> None: ...
+
+
 @dataclass(frozen=True)
 class RaceSettings:
     """How a race is run.
@@ -263,10 +275,11 @@ class Race(comfy.samplers.Sampler):
     """
 
     def __init__(
-        self, sampler, reward: Reward, candidates: Candidates, settings: RaceSettings, counter: ForwardCounter, vae=None
+        self, sampler, reward: Reward, candidates: Candidates, settings: RaceSettings, counter: ForwardCounter, vae=None,
+        watcher: Watcher | None = None,
     ):  # fmt: skip
         self.sampler, self.reward, self.candidates, self.settings = sampler, reward, candidates, settings
-        self.counter, self.vae = counter, vae
+        self.counter, self.vae, self.watcher = counter, vae, watcher
         self.plan: Plan | None = None
         self.outcome: race.RaceResult | None = None
         self.network: GuiderNetwork | None = None
@@ -291,6 +304,8 @@ class Race(comfy.samplers.Sampler):
             model_wrap, self.reward, self.plan, states, self.counter,
             lambda done: bar.update_absolute(min(done, total), total), self.vae,
         )  # fmt: skip
+        if self.watcher is not None:
+            self.watcher.begin(self.plan)
         previewer = latent_preview.get_previewer(model_wrap.model_patcher.load_device, inner.latent_format)
         # The latest x0 of each candidate; the best one is shown as the preview.
         best, latest = 0, {}
@@ -299,6 +314,8 @@ class Race(comfy.samplers.Sampler):
             def on_step(step, x0, x, steps):
                 # A copy: some samplers add noise to the tensor that they report.
                 latest[i] = x0.clone()
+                if self.watcher is not None:
+                    self.watcher.step(i, step, latest[i], inner.latent_format)
                 if previewer and i == best:
                     done = min(self.network.blocks, total)
                     bar.update_absolute(done, total, previewer.decode_latent_to_preview_image("JPEG", x0))
@@ -315,9 +332,13 @@ class Race(comfy.samplers.Sampler):
             for i in [i for i in latest if i not in racing]:
                 self.thumbnails[i] = thumbnail(latest.pop(i), inner.latent_format)
 
-        def on_rank(order: Sequence[int]) -> None:
+        def on_rank(order: Sequence[int], board: Sequence[race.CandidateResult]) -> None:
             nonlocal best
             best = order[0]
+            if self.watcher is not None:
+                for i, x0 in latest.items():
+                    self.watcher.preview(i, x0, inner.latent_format)
+                self.watcher.ranked(board)
             draw_thumbnails(order)
             states.keep_only(order)
 
@@ -325,6 +346,9 @@ class Race(comfy.samplers.Sampler):
             self.outcome = race.run(self.plan, run_candidate, self.network, on_rank, self.settings.chunk)
         finally:
             states.end()
+        if self.watcher is not None:
+            for i, x0 in latest.items():
+                self.watcher.preview(i, x0, inner.latent_format)
         draw_thumbnails(())
         return noise if self.plan.restarts else torch.cat(self.outcome.results)
 

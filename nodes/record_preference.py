@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from ..kernels.files.header import DAMAGED
 from ..kernels.geometry.record import GeometryRecord
 from ..kernels.latent_space import KNOWN, LatentSpace
 from . import preference_folder
@@ -41,12 +42,20 @@ def read_geometry(texts: list[str]) -> list[GeometryRecord]:
     for number, text in enumerate(texts, 1):
         try:
             found.append(GeometryRecord.from_json(json.loads(text)))
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
+        except (*DAMAGED, AttributeError) as e:
             raise ValueError(
                 f"{TITLE}, input 'geometry', clip {number}: found {text[:40]!r} ({type(e).__name__}), expected the record "
                 "output of a geometry node"
             ) from e
     return found
+
+
+def parse_seeds(text: str) -> list[int] | None:
+    """Seeds from a text such as "5, 9"; None for an empty one. Raises ValueError naming the input."""
+    parts = text.replace(",", " ").split()
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 20 and int(part) < 1 << 64 for part in parts):
+        raise ValueError(f"{TITLE}, input 'seed_list': found {text[:80]!r}, expected seeds such as 5, 9, or nothing")
+    return [int(part) for part in parts] or None
 
 
 def require_one_each(name: str, values: list | None, count: int, hint: str) -> None:
@@ -125,6 +134,13 @@ class RecordPreference(io.ComfyNode):
                     optional=True,
                     tooltip="The record output of a geometry node, one per candidate.",
                 ),
+                io.String.Input(
+                    "seed_list",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The candidates' seeds as text, such as 5, 9, where seeds is not connected; may be empty.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="record", tooltip="The record's id; file names of its latents contain it."),
@@ -138,9 +154,11 @@ class RecordPreference(io.ComfyNode):
     @classmethod
     def execute(
         cls, latent, prompt, negative, model, name, latent_space, score_name, winner, loser, seeds=None, scores=None,
-        geometry=None,
+        geometry=None, seed_list=("",),
     ) -> io.NodeOutput:  # fmt: skip
         # Every input is a list here; widgets have one value.
+        if seeds is None:
+            seeds = parse_seeds(seed_list[0])
         folder = folder_of(name[0])
         z, space, warning = read_latents(latent, latent_space[0])
         count = z.shape[0]

@@ -62,7 +62,7 @@ def state_of(text: str, source: str) -> list[int] | str:
     """What changes when records are added, for a node's fingerprint."""
     try:
         return file_state(folder_of(text, source) / RECORDS)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         return str(e)
 
 
@@ -160,10 +160,13 @@ def _some(found: list, folder: Path, decided_by: str) -> list:
     if found:
         return found
     records = preference_records.read(folder)
-    names = ", ".join(sorted({name for r in records for c in r.candidates for name in c.scores})) or "none"
+    known = sorted({name for r in records for c in r.candidates for name in c.scores})
+    names = ", ".join(known) or "none"
     if decided_by:
+        hint = "; clips that geometry cannot judge all score 0" if decided_by in known else ""
         raise PairsError(
-            f"{folder / RECORDS}: no record has two candidates with different scores '{decided_by}'; scores found: {names}"
+            f"{folder / RECORDS}: no record has two candidates with different scores '{decided_by}'; scores found: "
+            f"{names}{hint}"
         )
     raise PairsError(
         f"{folder / RECORDS}: none of its {len(records)} records has a preference; record winner and loser, or name the score "

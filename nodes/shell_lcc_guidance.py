@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from .latents import require_model_space
 from .shell_lcc_pull import method_inputs, pull_settings, show_outside, trust_input
 from .shell_lcc_type import ShellLCCType
+from .shell_strip import ShellStrip
 
 KEY = "intrinsic_reward_shell_lcc"
 
@@ -85,6 +86,7 @@ class ShellLCCGuidance(io.ComfyNode):
         require_model_space(model, shell.space, f"Shell-LCC Guidance: manifold '{shell.name}'")
         settings = pull_settings(shell, method, target, radius, strength, trust)
         node_id = cls.hidden.unique_id
+        strip = ShellStrip(shell, node_id)
 
         def correct(args):
             x0 = args["denoised"]
@@ -96,10 +98,13 @@ class ShellLCCGuidance(io.ComfyNode):
                     "Shell-LCC Guidance: expected a video latent [batch, channels, frames, height, width] while "
                     f"sampling, found shape {list(x0.shape)}; audio-video models and image latents are not supported"
                 )
+            corrected = shell.pull(x0, **settings)
+            last = is_last_step(args)
             # Before the last step the prediction is nearly the clip, and comparable with real ones.
-            if is_last_step(args):
+            if last:
                 show_outside(shell, x0, "of this clip", "Shell-LCC Guidance", node_id)
-            return shell.pull(x0, **settings)
+            strip.step(args, x0, corrected, last)
+            return corrected
 
         m = model.clone()
         m.set_model_sampler_post_cfg_function(correct)

@@ -13,6 +13,7 @@ BANDED = ("band", "gradient")
 # The band holds this share of real tokens. With more than three times as many outside as of real clips, a manifold does not
 # know the content: on the half of a real clip that it was not fitted on, 67 % were outside, and detail was taken away.
 IN_BAND, FAR = 0.9, 3.0
+OUTSIDE_UNIT = "% of tokens outside the band"
 
 
 def outside_report(manifold: ShellManifold, distance: torch.Tensor, what: str) -> tuple[str, bool]:
@@ -28,6 +29,11 @@ def outside_report(manifold: ShellManifold, distance: torch.Tensor, what: str) -
         f"{text}: manifold '{manifold.name}' does not know such content, and a correction may take detail away; fit one on "
         "clips like these, or use less strength"
     ), True
+
+
+def shares_by_frame(manifold: ShellManifold, distance: torch.Tensor) -> list[float]:
+    """Percent of tokens outside the band in each latent frame of distances [T, H, W] of a calibrated manifold."""
+    return (100 * manifold.outside_band(distance).float().mean(dim=(1, 2))).tolist()
 
 
 def show_outside(manifold: ShellManifold, z: torch.Tensor, what: str, node: str, node_id: str | None) -> None:

@@ -1,9 +1,12 @@
 """Shell-LCC refinement (arXiv 2606.30248): corrects a finished latent once, before decoding."""
 
+import torch
 from comfy_api.latest import io
 
+from ..kernels.shell_lcc.manifold import ShellManifold
+from . import timeline
 from .latents import read_raw
-from .shell_lcc_pull import method_inputs, pull_settings, show_outside, trust_input
+from .shell_lcc_pull import OUTSIDE_UNIT, method_inputs, pull_settings, shares_by_frame, show_outside, trust_input
 from .shell_lcc_type import ShellLCCType, load_to_device
 
 
@@ -48,8 +51,24 @@ class ShellLCCRefine(io.ComfyNode):
         load_to_device(manifold, raw)
         z = shell.space.normalise(raw.float())
         show_outside(shell, z, "of the latent", "Shell-LCC Refine", cls.hidden.unique_id)
-        refined = shell.space.denormalise(shell.pull(z, **settings))
-        return io.NodeOutput({**latent, "samples": refined.to(raw.dtype)})
+        corrected = shell.pull(z, **settings)
+        refined = shell.space.denormalise(corrected)
+        return io.NodeOutput({**latent, "samples": refined.to(raw.dtype)}, ui=comparison(shell, z, corrected))
+
+
+def comparison(shell: ShellManifold, before: torch.Tensor, after: torch.Tensor) -> dict:
+    """The node's panel: clips before and after, normalised [B, C, T, h, w], and their tokens outside the band by frame."""
+    clips = []
+    for i, pair in enumerate(zip(before.split(1), after.split(1), strict=True)):
+        if i == timeline.MOST_CLIPS:
+            break
+        series = [] if shell.calibration is None else [
+            timeline.Series(name, range(z.shape[2]), shares_by_frame(shell, shell.distance(z)[0]))
+            for name, z in zip(("before", "after"), pair, strict=True)
+        ]  # fmt: skip
+        pictures = [timeline.pictures(z, shell.space) for z in pair]
+        clips.append(timeline.TimelineClip(f"Clip {i + 1}", before.shape[2], series, *pictures))
+    return {timeline.PANEL: [timeline.state(clips, OUTSIDE_UNIT)]}
 
 
 NODES = [ShellLCCRefine]

@@ -7,8 +7,11 @@ import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..kernels.shell_lcc.heat_map import heat_map
+from ..kernels.colours import heat_map_colour
+from ..kernels.shell_lcc.calibration import BAND
+from ..kernels.shell_lcc.heat_map import heat_map, position
 from ..kernels.shell_lcc.manifold import ShellManifold
+from . import sprite_sheet, timeline
 from .latents import normalised_warning, read_raw
 from .shell_lcc_pull import outside_report
 from .shell_lcc_type import ShellLCCType, load_to_device
@@ -19,12 +22,19 @@ SOURCE = "Shell-LCC Score, input 'latent'"
 
 
 def measure(manifold: ShellManifold, z: torch.Tensor) -> torch.Tensor:
-    """Distances [B, T, H, W] of normalised latents, one item of the batch at a time."""
+    """Distances [B, T, H, W] of normalised latents, one item of the batch at a time. Raises ValueError unless all are finite.
+    """
     maps = []
     for item in z.split(1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         maps.append(manifold.distance(item))
-    return torch.cat(maps)
+    distance = torch.cat(maps)
+    if not bool(distance.isfinite().all()):
+        raise ValueError(
+            f"Shell-LCC Score: manifold '{manifold.name}' gives distances that are NaN or infinite; fit it again, or check "
+            "the latent"
+        )
+    return distance
 
 
 def meaning(manifold: ShellManifold) -> str:
@@ -52,6 +62,24 @@ def report(manifold: ShellManifold, distance: torch.Tensor) -> str:
         lines.append(line)
         lines.append("  frames: " + " ".join(f"{float(frame.mean()):.3f}" for frame in item))
     return "\n".join(lines)
+
+
+def panel(manifold: ShellManifold, z: torch.Tensor, distance: torch.Tensor) -> dict:
+    """The node's timeline of latents z [B, C, T, H, W] and their distances [B, T, H, W]: distance by latent frame."""
+    clips = []
+    for i, (item, d) in enumerate(zip(z.split(1)[: timeline.MOST_CLIPS], distance, strict=False)):
+        # One pixel a token: the browser enlarges.
+        heat = sprite_sheet.as_bytes(heat_map_colour(position(manifold, d)))
+        series = [timeline.Series("distance", range(len(d)), d.mean(dim=(1, 2)).tolist())]
+        clips.append(timeline.TimelineClip(f"Clip {i + 1}: {float(d.mean()):.3f}", len(d), series,
+                                           timeline.pictures(item, manifold.space), heat))  # fmt: skip
+    low, high = BAND
+    typical = None
+    if manifold.calibration is not None:
+        quantiles = manifold.calibration.frame_quantiles
+        typical = tuple(float(quantiles[round(q * (len(quantiles) - 1))]) for q in (low, high))
+    legend = timeline.Legend("smoother than real video", "noisier", diverging=True)
+    return timeline.state(clips, "distance to the manifold", legend, ("clip", "distances"), typical)
 
 
 class ShellLCCScore(io.ComfyNode):
@@ -111,7 +139,8 @@ class ShellLCCScore(io.ComfyNode):
         shell = manifold.manifold
         raw = read_raw(latent, shell.space, SOURCE)
         load_to_device(manifold, raw)
-        distance = measure(shell, shell.space.normalise(raw.float()))
+        z = shell.space.normalise(raw.float())
+        distance = measure(shell, z)
         score = distance.mean()
         percentile = NO_PERCENTILE if shell.calibration is None else 100 * float(shell.frame_percentile(score))
         text = report(shell, distance)
@@ -126,14 +155,15 @@ class ShellLCCScore(io.ComfyNode):
             logging.warning(warning)
             text = f"{warning}\n{text}"
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        heat = heat_map(shell, distance, frames == VIDEO_FRAMES)
         return io.NodeOutput(
             float(score),
             percentile,
             distance.mean(dim=(1, 2, 3)).tolist(),
             distance.mean(dim=(2, 3)).flatten().tolist(),
-            heat_map(shell, distance, frames == VIDEO_FRAMES).to(comfy.model_management.intermediate_device()),
+            heat.to(comfy.model_management.intermediate_device()),
             text,
-            ui=ui.PreviewText(text),
+            ui={**ui.PreviewText(text).as_dict(), timeline.PANEL: [panel(shell, z, distance)]},
         )
 
 

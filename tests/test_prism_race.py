@@ -205,7 +205,8 @@ class TestRace:
     def test_the_board_says_who_dropped_when(self):
         plan = plan_of()
         seen = []
-        board = race.run(plan, sampler(plan), Network(self.quality), on_rank=lambda order: seen.append(list(order))).board
+        watch = lambda order, board: seen.append(list(order))  # noqa: E731
+        board = race.run(plan, sampler(plan), Network(self.quality), on_rank=watch).board
         steps = [p.step for p in plan.checkpoints]
         assert {s.index: s.dropped for s in board} == {
             0: steps[0], 1: steps[0], 2: steps[1], 3: steps[0], 4: steps[1], 5: None, 6: steps[0], 7: steps[2],

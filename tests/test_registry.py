@@ -2,9 +2,13 @@
 or runs text as code."""
 
 import ast
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted([ROOT / "__init__.py", *(p for d in ("nodes", "kernels", "trainers") for p in (ROOT / d).rglob("*.py"))])
@@ -90,3 +94,41 @@ def test_requirements_are_those_of_the_project():
     assert stated == project["dependencies"]
     every = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     assert not [r for r in every if "==" in r or "git+" in r or "@" in r]
+
+
+# What `comfy node validate` of comfy-cli 1.23 runs, and `comfy node publish` before it uploads; there it only warns.
+VALIDATE = [sys.executable, "-m", "ruff", "check", "-q", "--select", "S102,S307,E702"]
+needs_ruff = pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
+
+
+@needs_ruff
+def test_comfy_node_validate_finds_nothing():
+    run = subprocess.run([*VALIDATE, "."], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not run.stdout
+
+
+@needs_ruff
+@pytest.mark.parametrize(("source", "rule"), [("exec(a)", "S102"), ("eval(a)", "S307"), ("a = 1; b = 2", "E702")])
+def test_comfy_node_validate_finds_what_it_is_for(source, rule):
+    run = subprocess.run([*VALIDATE, "-"], input=source + "\n", cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert rule in run.stdout
+
+
+@pytest.mark.parametrize(("key", "ratio"), [("Icon", (1, 1)), ("Banner", (21, 9))])
+def test_pictures_for_the_registry(key, ratio):
+    """The registry shows what lies at these addresses once the repository's main branch is public."""
+    tomllib = pytest.importorskip("tomllib")
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    repository = stated["project"]["urls"]["Repository"]
+    base = repository.replace("https://github.com/", "https://raw.githubusercontent.com/") + "/main/"
+    address = stated["tool"]["comfy"][key]
+    assert address.startswith(base)
+    path = ROOT / address.removeprefix(base)
+    assert path.stat().st_size < 200_000
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.width * ratio[1] == picture.height * ratio[0]
+        # The registry's limit for icons; it has none for banners.
+        assert key == "Banner" or picture.width <= 400

@@ -32,4 +32,7 @@ def test_the_readme_is_for_users_and_links_lead_somewhere():
     links = [(p, link) for p in pages for link in re.findall(r"\]\(([^)#]+)\)", p.read_text(encoding="utf-8"))]
     inside = [(p, link) for p, link in links if not link.startswith(("http://", "https://"))]
     assert len(inside) > 20
-    assert not [(p.name, link) for p, link in inside if not (p.parent / link).exists()]
+    # ComfyUI resolves the pictures of a translated help page, web/docs/<node>/<language>.md, from web/docs.
+    help_pages = ROOT / "web" / "docs"
+    at = {p: help_pages if help_pages in p.parents else p.parent for p, _ in inside}
+    assert not [(p.name, link) for p, link in inside if not (at[p] / link).exists()]

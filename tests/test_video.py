@@ -1,5 +1,6 @@
 """Reading videos: which frames, in which colours, at which size and way up; and what is refused."""
 
+import gc
 from collections import Counter
 
 import numpy as np
@@ -197,6 +198,21 @@ def test_a_turn_by_another_angle_is_said(tmp_path):
     found, source = decode(path, size=lambda w, h: (int(w), int(h)))
     assert found[0].frames.shape[2:] == (48, 64)
     assert "no multiple of 90 degrees" in source.notes[0]
+
+
+def test_decoded_frames_do_not_wait_for_garbage_collection(tmp_path):
+    """Each of them holds its picture, and threads that converted it. The first one may: its side data refers back to it."""
+    import av
+
+    path = write_clip(tmp_path / "a.mkv", counting(33))
+    gc.collect()
+    gc.disable()
+    try:
+        decode(path, frames=33)
+        left = sum(isinstance(o, av.VideoFrame) for o in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 1
 
 
 def test_small_source_is_noted_or_refused(tmp_path):

@@ -25,6 +25,9 @@ from torch import Tensor
 from ..latent_space import LatentSpace
 from .atomic import write_atomic, write_new
 
+# What the text of a header's entry that is not the expected JSON raises, including nesting without end and huge numbers.
+DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+
 FORMAT = "intrinsic_reward"
 FORMAT_VERSION = 1
 
@@ -91,8 +94,14 @@ def parse_metadata(metadata: dict[str, str] | None, kind: str, path: str | Path)
     try:
         space = LatentSpace.from_json(metadata["latent_space"])
         config, metrics, provenance = (json.loads(metadata.get(k, "{}")) for k in ("config", "metrics", "provenance"))
-    except (KeyError, TypeError, ValueError) as e:
+    except DAMAGED as e:
         raise FormatError(f"{path}: its header is damaged ({type(e).__name__}: {e}); make it again with `{maker}`") from e
+    for name, value in (("config", config), ("metrics", metrics), ("provenance", provenance)):
+        if not isinstance(value, dict):
+            raise FormatError(
+                f"{path}: its header is damaged ({name} is a {type(value).__name__}, not an object); make it again with "
+                f"`{maker}`"
+            )
     return Header(kind, space, config, metrics, provenance, version)
 
 
@@ -107,6 +116,39 @@ def read(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
     with _open(path, device) as f:
         header = parse_metadata(f.metadata(), kind, path)
         return {k: f.get_tensor(k) for k in f.keys()}, header  # noqa: SIM118 (not a mapping)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with values that are NaN, infinite in fp32 or complex; None where there is none.
+
+    Tensors of any type: for 8-bit floats torch has no isfinite.
+    """
+    return next((name for name, t in tensors.items() if not _is_finite(t)), None)
+
+
+def require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raises ValueError unless the tensors have exactly these names and shapes."""
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    wrong = [f"{what} {', '.join(names)[:200]}" for what, names in (("missing", missing), ("unexpected", unknown)) if names]
+    wrong += [
+        f"{name} has shape {list(t.shape)} instead of {list(expected[name])}"
+        for name, t in tensors.items() if name in expected and t.shape != expected[name]
+    ]  # fmt: skip
+    if wrong:
+        raise ValueError("; ".join(wrong[:3]))
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value of a checkpoint is a tensor all of whose numbers are in the file, and real.
+
+    Others can have any shape in a few bytes: without data, sparse, or one number repeated.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized or value.is_complex())
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def other_kind(path: str | Path) -> str | None:
@@ -185,6 +227,10 @@ def _open(path: str | Path, device: str | torch.device = "cpu"):
     except SafetensorError as e:
         found = describe_foreign(path)
         raise FormatError(f"{path}: {found} ({e}); expected a complete safetensors file: copy or make it again") from e
+
+
+def _is_finite(t: Tensor) -> bool:
+    return not t.is_complex() and (not t.is_floating_point() or bool(torch.isfinite(t.float()).all()))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,16 +66,16 @@ def run(
     plan: Plan,
     start: Callable[[int, Ask], object],
     network: Network,
-    on_rank: Callable[[Sequence[int]], None] = lambda order: None,
+    on_rank: Callable[[Sequence[int], Sequence[CandidateResult]], None] = lambda order, board: None,
     chunk: int = 1,
 ) -> RaceResult:
     """Runs the plan's candidates: to the end for a plan that continues, to its last checkpoint for one that restarts.
 
     start(i, ask): samples candidate i to its end and returns its result; ask(call) returns its network's output.
-    on_rank(remaining candidates, best first) is called after every checkpoint. chunk: how many candidates are evaluated
-    together; with 1 they run one after another from checkpoint to checkpoint, and each result is bit for bit that of the
-    candidate alone. An exception of a candidate, the network or on_rank cancels all candidates and is raised here. Raises
-    PlanError for a NaN score and for a candidate that returns before its checkpoint.
+    on_rank(remaining candidates, best first; the board so far) is called after every checkpoint. chunk: how many candidates
+    are evaluated together; with 1 they run one after another from checkpoint to checkpoint, and each result is bit for bit
+    that of the candidate alone. An exception of a candidate, the network or on_rank cancels all candidates and is raised
+    here. Raises PlanError for a NaN score and for a candidate that returns before its checkpoint.
     """
     board = [CandidateResult(i) for i in range(plan.candidates)]
     running = {i: Coroutine(lambda ask, i=i: start(i, ask)) for i in range(plan.candidates)}
@@ -99,7 +99,7 @@ def run(
                 board[i].dropped = checkpoint.step
                 running.pop(i).cancel()
             winners = order[: checkpoint.survivors]
-            on_rank(winners)
+            on_rank(winners, board)
         if plan.restarts:
             return RaceResult([], winners, board)
         for part in _chunks(winners, chunk):

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schema_snapshot.json")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+HELP, TRANSLATED = ROOT / "web" / "docs", ("ja", "zh")
 # The options of these are files and folders of the user.
 OPEN_COMBOS = {
     "IntrinsicReward_LoadShellLCC": {"file"},
@@ -95,14 +96,19 @@ def test_every_node_explains_itself(comfy):
         assert re.fullmatch(TITLE, schema.display_name), schema.display_name
         for socket in [*schema.inputs, *schema.outputs]:
             assert len(socket.tooltip or "") > 8, f"{name}.{getattr(socket, 'id', socket)}"
-        help_page = ROOT / "web" / "docs" / f"{name}.md"
-        text = help_page.read_text(encoding="utf-8")
-        for socket in schema.inputs:
-            assert f"`{socket.id}`" in text, f"{help_page.name} does not mention {socket.id}"
+        pages = [HELP / f"{name}.md", *(HELP / name / f"{language}.md" for language in TRANSLATED)]
+        texts = [page.read_text(encoding="utf-8") for page in pages]
+        for page, text in zip(pages, texts, strict=True):
+            for socket in schema.inputs:
+                assert f"`{socket.id}`" in text, f"{page} does not mention {socket.id}"
+        # A translation that is out of date shows by its structure.
+        outlines = [[line[:2] for line in text.split("\n") if line.startswith(("#", "|", "- ", "!"))] for text in texts]
+        assert all(outline == outlines[0] for outline in outlines), name
 
 
 def test_no_help_page_without_a_node(comfy):
-    assert {p.stem for p in (ROOT / "web" / "docs").glob("*.md")} == set(own_nodes(comfy))
+    assert {p.stem for p in HELP.glob("*.md")} == set(own_nodes(comfy))
+    assert {p.name for p in HELP.iterdir() if p.is_dir()} == {*own_nodes(comfy), "images"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "locales").glob("*/nodeDefs.json")), ids=lambda p: p.parent.name)

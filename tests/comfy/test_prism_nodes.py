@@ -3,6 +3,7 @@
 That a score is the trainers' is tested in test_prism_trainer_parity.py, which needs diffusers.
 """
 
+import dataclasses
 from functools import partial
 
 import pytest
@@ -114,6 +115,13 @@ def test_an_image_to_video_models_words_are_read(comfy, models_dir):
     latent = {"samples": torch.randn_like(latent["samples"])}
     found = comfy.run(node("PrismScore"), model=model, head=head, positive=positive, latent=latent, **SCORE)
     assert torch.isfinite(torch.tensor(found[1])).all()
+
+
+def test_auto_takes_the_levels_that_the_head_was_trained_on(score, head, latent):
+    assert head.loaded.sigmas == (0.05, 0.99)
+    assert score(head, latent, sigmas="auto")[1] == score(head, latent, sigmas="0.1, 0.2, 0.3")[1]
+    narrow = type(head)(dataclasses.replace(head.loaded, sigmas=(0.15, 0.9)), head.patcher)
+    assert score(narrow, latent, sigmas=" Auto ")[1] == score(head, latent, sigmas="0.2, 0.3")[1]
 
 
 @pytest.mark.parametrize(
