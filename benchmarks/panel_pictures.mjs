@@ -19,13 +19,20 @@ await page.waitForTimeout(1500);
 await page.evaluate(() => window.ir.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
 await page.keyboard.press("Escape");
 
-async function run(name, widgets = {}) {
-  await page.evaluate(async ([template, toy, size, prompt, more]) => {
+async function open(name) {
+  await page.evaluate(async (template) => {
     const { api } = window.comfyAPI.api;
     const pack = (await (await api.fetchApi("/workflow_templates")).json());
     const folder = Object.keys(pack).find((key) => pack[key].includes(template));
     const json = await (await api.fetchApi(`/workflow_templates/${folder}/${encodeURIComponent(template)}.json`)).json();
     await window.ir.loadGraphData(json, true, true, template);
+  }, name);
+}
+
+async function run(name, widgets = {}) {
+  await open(name);
+  await page.evaluate(async ([toy, size, prompt, more]) => {
+    const { api } = window.comfyAPI.api;
     for (const node of window.ir.graph.nodes) {
       (node.widgets ?? []).forEach((w, i) => {
         if (toy[node.type] && i === 0) [w.value] = toy[node.type];
@@ -43,7 +50,7 @@ async function run(name, widgets = {}) {
     await window.ir.queuePrompt(0, 1);
     const result = await end;
     if (result?.exception_message) throw new Error(result.exception_message);
-  }, [name, TOY, SIZE, PROMPT, widgets]);
+  }, [TOY, SIZE, PROMPT, widgets]);
   await page.waitForTimeout(1200);
 }
 
@@ -59,6 +66,20 @@ async function shot(selector, file, index = 0) {
   }, [selector, index]);
   await page.waitForTimeout(800);
   await page.locator(`${selector}:visible`).nth(index).screenshot({ path: `${output}/${file}.png` });
+}
+
+// Every template as it opens.
+const names = await page.evaluate(async () => {
+  const found = await (await window.comfyAPI.api.api.fetchApi("/workflow_templates")).json();
+  return Object.entries(found).find(([key]) => key.includes("IntrinsicReward"))[1];
+});
+await page.evaluate(() => window.ir.extensionManager.setting.set("Comfy.Minimap.Visible", false));
+for (const name of names) {
+  await open(name);
+  await page.evaluate(() => window.ir.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(1200);
+  for (const close of await page.locator(".p-toast-close-button, [role=alert] button[aria-label=Close]").all()) await close.click().catch(() => {});
+  await page.screenshot({ path: `${output}/template ${name.slice(0, 2)}.png`, clip: { x: 62, y: 110, width: 1600, height: 800 } });
 }
 
 await run("01 Check a video for consistency", { "IntrinsicReward_ExampleClip.clip": "warped room" });

@@ -1,4 +1,6 @@
-"""The pictures of docs/panels.md: the panels in ComfyUI's real frontend, with the toy world's model and manifold.
+"""The pictures of docs/panels.md and docs/templates.md: panels and templates in ComfyUI's real frontend.
+
+Panels show the toy world's model and manifold; small files stand in for those that the templates name.
 
     PLAYWRIGHT_CORE=/path/to/folder python -m benchmarks.panel_pictures --comfyui ComfyUI --output docs/images/panels
 
@@ -17,6 +19,7 @@ from PIL import Image
 from benchmarks.command_line import make_parser
 from tests.comfy.comfyui_install import make_base_directory
 from tests.comfy.comfyui_server import ComfyUIServer
+from tests.comfy.template_runs import DA3_STAND_IN, STAND_INS, TEMPLATES, write_depth_model, write_material
 from tests.comfy.test_browser import BROWSERS, find_playwright
 from trainers.kernels.latent_space import WAN21
 from trainers.kernels.shell_lcc.calibration import calibrate
@@ -28,7 +31,7 @@ from trainers.latents.read import list_clips, read_clip
 from .toy_world import export, weights
 
 SCRIPT = Path(__file__).with_name("panel_pictures.mjs")
-QUALITY = 88
+QUALITY, WIDTH = 80, 1200
 
 
 def write_manifold(path: Path) -> None:
@@ -50,16 +53,23 @@ def main(argv=None) -> None:
         base, shots = make_base_directory(Path(folder) / "base"), Path(folder) / "shots"
         shots.mkdir()
         export.to_comfyui(base / "models")
+        write_material(base, list(TEMPLATES))
+        write_depth_model(args.comfyui.resolve(), base)
+        for real, small in (STAND_INS | DA3_STAND_IN).items():
+            for path in (base / "models").rglob(small):
+                shutil.copy(path, path.with_name(real))
         write_manifold(base / "models" / "shell_lcc" / "toy_manifold.safetensors")
-        head = sorted((base / "models" / "prism").glob("*.safetensors"))[0].name
+        head = sorted((weights.FOLDER / "prism").glob("*.safetensors"))[0].name
         with ComfyUIServer(args.comfyui.resolve(), base) as server:
             subprocess.run(
                 ["node", str(SCRIPT), server.url, browser, find_playwright(), str(shots)],
                 check=True, env={**os.environ, "TOY_HEAD": head},
             )  # fmt: skip
         for path in sorted(shots.glob("*.png")):
-            Image.open(path).convert("RGB").save(args.output / f"{path.stem}.jpg", quality=QUALITY)
-            print(args.output / f"{path.stem}.jpg")
+            picture = Image.open(path).convert("RGB")
+            picture.thumbnail((WIDTH, WIDTH))
+            picture.save(args.output / f"{path.stem}.jpg".replace(" ", "_"), quality=QUALITY)
+            print(path.stem)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ NO_STEPS = "No steps to sample (denoise 0, or an empty schedule): the latent is 
 CHECKPOINTS, DRAFTS = "checkpoints", "drafts"
 PRESETS = {"fast": (0.15,), "balanced": (0.15, 0.4), "careful": (0.15, 0.4, 0.65)}
 PLANS = (CHECKPOINTS, *PRESETS, DRAFTS)
-MOST_CANDIDATES, MOST_KEPT = 1024, 64
+MOST_CANDIDATES, MOST_KEPT, MOST_STEPS = 1024, 64, 10000
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def parse_checkpoints(text: str) -> list[tuple[float, bool]]:
     return out
 
 
-def wrong_plan(candidates: int | None, keep: int | None, checkpoints: str | None, plan: str | None) -> str | None:
+def wrong_plan(
+    candidates: int | None, keep: int | None, checkpoints: str | None, plan: str | None, steps: int | None = None
+) -> str | None:  # fmt: skip
     """What is wrong with these widgets, as a node's validate_inputs says it; None: nothing. A connected input is None."""
     if candidates is not None and not 1 <= candidates <= MOST_CANDIDATES:
         return f"input 'candidates': found {candidates}, expected 1 to {MOST_CANDIDATES}"
@@ -74,6 +76,11 @@ def wrong_plan(candidates: int | None, keep: int | None, checkpoints: str | None
         return f"input 'keep': found {keep}, expected 1 to {MOST_KEPT}"
     if keep is not None and candidates is not None and keep > candidates:
         return f"input 'keep': found {keep} of {candidates} candidates, expected 1 to {candidates}"
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        return f"input 'steps': found {steps}, expected 1 to {MOST_STEPS}"
+    drops = candidates is not None and keep is not None and keep < candidates
+    if steps is not None and steps < 2 and drops and plan != DRAFTS:
+        return f"input 'steps': found {steps}, expected 2 or more, as candidates are dropped after one; or plan '{DRAFTS}'"
     if plan is not None and plan not in PLANS:
         return f"input 'plan': found '{plan}', expected one of {', '.join(PLANS)}"
     if checkpoints is not None and plan == CHECKPOINTS:

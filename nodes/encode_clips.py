@@ -17,6 +17,7 @@ from .latents import SOURCES
 from .model_files import file_state
 
 TITLE = "Encode Clips from Folder"
+MOST_FRAMES = 1001
 NO_FOLDERS = "(no folder in input yet)"
 
 
@@ -31,7 +32,8 @@ def decode_clips(
     options = DecodeOptions(lambda w, h: (width, height), fps, frames, frames, max_clips)
     cancelled = comfy.model_management.throw_exception_if_processing_interrupted
     try:
-        with av.open(path) as container:
+        # Titles and comments are not read, so it does not matter whether they are text.
+        with av.open(path, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
             stream = video_stream(container, report.name)
             for clip in clips_of(container, stream, options, report, cancelled):
                 yield clip.frames.movedim(1, -1).float() / 255
@@ -67,7 +69,8 @@ class EncodeClips(io.ComfyNode):
                     "height", default=480, min=64, max=8192, step=16, tooltip="The excess is cropped equally on both sides."
                 ),
                 io.Int.Input(
-                    "frames", default=33, min=5, max=1001, step=4, tooltip="Frames per clip, 4n+1. Shorter files are skipped."
+                    "frames", default=33, min=5, max=MOST_FRAMES, step=4,
+                    tooltip="Frames per clip, 4n+1. Shorter files are skipped.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -129,12 +132,16 @@ class EncodeClips(io.ComfyNode):
         return io.NodeOutput({"samples": torch.cat(latents), SOURCES: sources}, text)
 
     @classmethod
-    def validate_inputs(cls, folder):
+    def validate_inputs(cls, folder, frames=None):
+        # ComfyUI leaves the whole check of an input that is named here to this function.
+        if frames is not None and not (5 <= frames <= MOST_FRAMES and frames % 4 == 1):
+            near = min(max(5, frames // 4 * 4 + 1), MOST_FRAMES)
+            return f"input 'frames': found {frames}, expected 4n+1 of 5 to {MOST_FRAMES}, such as {near}"
         if folder is None or folder in folder_paths.get_input_subfolders():
             return True
         root = folder_paths.get_input_directory()
         if folder == NO_FOLDERS:
-            return f"there is no folder in {root}: make one, put videos into it and refresh"
+            return f"there is no folder in {root}: upload clips with this node's button, or put a folder of videos there"
         return f"there is no folder '{folder}' in {root}: make it, put videos into it and refresh, or choose another folder"
 
     @classmethod

@@ -16,7 +16,8 @@ from ..kernels.files.preference_records import RECORDS, RecordError, parse_line
 from .model_files import file_state
 from .saved_metadata import ENTRY
 
-VIDEO, ANIMATION = {".mp4", ".webm", ".mkv", ".mov"}, {".webp"}
+# Suffix -> libav's format. Without one libav looks at the content, which may be a list of other files or of addresses.
+VIDEO, ANIMATION = {".mp4": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska"}, {".webp"}
 # Files that are looked at, the newest first, and folders below the output directory.
 MOST_FILES, MOST_DEPTH = 500, 4
 LONGEST_TEXT = 2000
@@ -53,7 +54,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
         if path.is_dir():
             if depth:
                 yield from _files(path, depth - 1)
-        elif path.suffix.lower() in VIDEO | ANIMATION and path.is_file():
+        elif path.suffix.lower() in {*VIDEO, *ANIMATION} and path.is_file():
             yield path
 
 
@@ -73,7 +74,7 @@ def entry_of(path: Path) -> dict | None:
 
 def read_video(path: Path) -> tuple[dict[str, str], dict]:
     """(the tags, with names in lower case, as Matroska changes them; {"size": [width, height], "frames"}) of a video file."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), format=VIDEO[path.suffix.lower()]) as container:
         video = container.streams.video[0] if container.streams.video else None
         shape = {"size": [0, 0] if video is None else [video.width, video.height], "frames": video.frames if video else 0}
         return {key.lower(): value for key, value in container.metadata.items()}, shape

@@ -261,8 +261,8 @@ class PrismKSampler(io.ComfyNode):
         return run(cls, KSamplerRun(model, arguments, latent_image, seeds), head, settings, vae)
 
     @classmethod
-    def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0]):
-        return wrong_plan(candidates, keep, checkpoints, plan) or True
+    def validate_inputs(cls, candidates=None, keep=None, checkpoints=None, plan=PLANS[0], steps=None):
+        return wrong_plan(candidates, keep, checkpoints, plan, steps) or True
 
 
 NODES = [PrismBestOfN, PrismKSampler]

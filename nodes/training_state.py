@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..kernels.files.atomic import write_atomic
+from ..kernels.files.header import DAMAGED
 from .output_names import in_output
 
 FOLDER = "intrinsic_reward_training"
@@ -54,16 +55,18 @@ def load(path: Path, settings: Mapping) -> State | None:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a mapping)
         note = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as e:
+        step, notes, was = note["step"], note["notes"], note["settings"]
+        if type(step) is not int or not isinstance(notes, dict) or not isinstance(was, dict):
+            raise TypeError("step, notes and settings")
+    except (SafetensorError, *DAMAGED) as e:
         raise StateError(f"{path}: damaged ({type(e).__name__}); turn 'resume' off, which replaces it") from e
-    was = note["settings"]
     other = [f"{k} {was.get(k)} against {v}" for k, v in settings.items() if was.get(k) != v]
     if other:
         raise StateError(
             f"{path}: of a training with other settings ({', '.join(other)}); give them again, give another 'name', or turn "
             "'resume' off, which starts again and replaces it"
         )
-    return State(note["step"], tensors, note["notes"])
+    return State(step, tensors, notes)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -83,11 +86,19 @@ def pack_adam(optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.n
 def unpack_adam(
     optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """The inverse of `pack_adam`, for an optimiser of the same parameters; those without moments in the file have none."""
+    """The inverse of `pack_adam`, for an optimiser of the same parameters; those without moments in the file have none.
+
+    Raises StateError for moments that are not those of the parameters.
+    """
     for name, parameter in parameters.items():
-        found = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{name}" in tensors}
-        if found:
-            # Adam keeps its step on the CPU.
-            optimiser.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in found.items()
-            }
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        found = {k: tensors[f"adam.{k}.{name}"] for k in shapes if f"adam.{k}.{name}" in tensors}
+        if not found:
+            continue
+        if any(k not in found or found[k].shape != shape for k, shape in shapes.items()) or not float(found["step"]) >= 0:
+            raise StateError(f"the saved training is damaged (moments of {name}); turn 'resume' off, which replaces it")
+        # Adam keeps its step on the CPU.
+        optimiser.state[parameter] = {
+            k: v.to(torch.float32, copy=True) if k == "step" else v.to(parameter.device, parameter.dtype, copy=True)
+            for k, v in found.items()
+        }

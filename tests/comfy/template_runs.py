@@ -85,12 +85,12 @@ TEMPLATES = {
     ),
     "05 Guide sampling with Shell-LCC": Template({**SAMPLED, "KSampler.steps": 30}, _seeds("KSampler.seed")),
     "06 Refine a clip with Shell-LCC": Template(CLIPS, _clips()),
-    "07 Rank clips by several rewards": Template(CLIPS, _clips(seed="IntrinsicReward_ModelReward.seed")),
+    "07 Rank clips by several rewards": Template(CLIPS, _clips(seed="IntrinsicReward_ModelReward.draw_seed")),
     "08 Record preferences": Template({**SAMPLED, "KSampler.steps": 6}, _seeds("KSampler.seed")),
     "09 Train a preference LoRA": Template(
         {
-            f"{LORA}.folder": RECORDS, f"{LORA}.decided_by": "", f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1, f"{LORA}.steps": 8,
-            f"{LORA}.save_every": 3,
+            f"{LORA}.folder": RECORDS, f"{LORA}.decided_by": "", f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1,
+            f"{LORA}.steps": 8, f"{LORA}.save_every": 3,
         },
         _training(LORA),
     ),
@@ -99,8 +99,8 @@ TEMPLATES = {
     ),
     "11 Train a PRISM head": Template(
         {
-            f"{HEAD}.folder": RECORDS, f"{HEAD}.decided_by": "", f"{HEAD}.taps": "3", f"{HEAD}.dim": 24, f"{HEAD}.pairs_per_step": 1,
-            f"{HEAD}.steps": 16, f"{HEAD}.save_every": 6,
+            f"{HEAD}.folder": RECORDS, f"{HEAD}.decided_by": "", f"{HEAD}.taps": "3", f"{HEAD}.dim": 24,
+            f"{HEAD}.pairs_per_step": 1, f"{HEAD}.steps": 16, f"{HEAD}.save_every": 6,
         },
         _training(HEAD),
     ),
@@ -131,7 +131,7 @@ def write_material(base: Path, names: Sequence[str]) -> None:
     for variation in range(VARIATIONS):
         folder = inputs / f"clips_{variation}"
         folder.mkdir()
-        for i in range(4):
+        for i in range(3):
             write_video(folder / f"{i}.mp4", 9, seed=10 * variation + i)
     _write_manifold(models / "shell_lcc" / "my_manifold_00001.safetensors")
     _write_head(models)
@@ -327,8 +327,7 @@ def require_executed(prompt: dict, entry: dict, varied: dict) -> None:
         if more <= depends:
             break
         depends |= more
-    cached = {k for event, data in entry["status"]["messages"] if event == "execution_cached" for k in data["nodes"]}
-    skipped = sorted(prompt[key]["class_type"] for key in cached & depends)
+    skipped = sorted(prompt[key]["class_type"] for key in _cached(entry) & depends)
     assert not skipped, f"answered from the cache: {', '.join(skipped)}"
 
 
@@ -402,7 +401,7 @@ def content(path: Path) -> str:
         from safetensors.torch import load_file
 
         for name, tensor in sorted(load_file(path).items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(f"{NAMES.sub('N', name)} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif path.suffix == ".jsonl":
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -421,7 +420,12 @@ def results(base: Path, entry: dict, written: Sequence[str]) -> dict:
     # Pictures are compared as what was shown; their names in the temp folder are random.
     files = Counter((NAMES.sub("N", path), content(base / path)) for path in written if not path.startswith("temp/"))
     shown = {key: _shown(base, output) for key, output in entry["outputs"].items()}
-    return {"shown": shown, "files": sorted((*key, count) for key, count in files.items())}
+    return {"shown": shown, "files": sorted((*key, count) for key, count in files.items()), "cached": sorted(_cached(entry))}
+
+
+def _cached(entry: dict) -> set[str]:
+    """Nodes that ComfyUI's cache answered for."""
+    return {key for event, data in entry["status"]["messages"] if event == "execution_cached" for key in data["nodes"]}
 
 
 def _shown(base: Path, value):
@@ -437,8 +441,10 @@ def _shown(base: Path, value):
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    """Where the results of two runs differ."""
-    keys = sorted(a["shown"].keys() | b["shown"].keys(), key=int)
+    """Where the results of run `b` differ from those of a run `a` that the cache answered nothing for."""
+    # ComfyUI does not show again what a node shows that ran before an interruption, unless it is an output node.
+    not_again = set(b["cached"]) - b["shown"].keys()
+    keys = sorted((a["shown"].keys() | b["shown"].keys()) - not_again, key=int)
     found = [f"node {key} shows something else" for key in keys if a["shown"].get(key) != b["shown"].get(key)]
     only = sorted({f[0] for f in a["files"]} ^ {f[0] for f in b["files"]})
     other = sorted({f[0] for f in set(map(tuple, a["files"])) ^ set(map(tuple, b["files"]))} - set(only))

@@ -316,6 +316,8 @@ class TestGallery:
     def test_a_file_that_is_no_video_or_holds_nonsense_is_left_out(self, comfy, tmp_path):
         (tmp_path / "a.mp4").write_bytes(b"no video")
         (tmp_path / "b.webp").write_bytes(b"RIFF")
+        # A list of other files, which libav would read.
+        (tmp_path / "c.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n")
         for i, text in enumerate(["{", "[]", "3", '{"1": {"scores": ["x"]}}', '{"1": {"scores": []}}', "[" * 5000, '{"1": 1}',
                                   '{"1": {"candidates": [1], "winners": 5}}']):  # fmt: skip
             write_clip(tmp_path / f"{i}.mp4", {"intrinsic_reward": text, "prompt": text})

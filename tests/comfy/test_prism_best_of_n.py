@@ -486,5 +486,10 @@ def test_wrong_widgets_are_refused_before_the_run(comfy, name):
     assert "such as 15 %, 40 %" in check(**good | {"checkpoints": "soon"})
     # Presets and drafts do not read the text: a saved workflow may have any.
     assert check(**good | {"checkpoints": "soon", "plan": "drafts"}) is True
+    if name == "PrismKSampler":
+        assert "input 'steps': found 1, expected 2 or more" in check(**good, steps=1)
+        assert "input 'steps': found 0, expected 1 to 10000" in check(**good, steps=0)
+        assert check(**good | {"plan": "drafts"}, steps=1) is True
+        assert check(**good | {"candidates": 1}, steps=1) is True
     # A connected input has no value yet.
     assert check(candidates=None, keep=20, checkpoints=None, plan=None) is True

@@ -717,6 +717,12 @@ class TestEncodeClips:
         with pytest.raises(ValueError, match="found 10, expected 4n.1, such as 9"):
             self.encode(comfy, vae, folder, frames=10)
 
+    def test_frames_are_refused_before_the_run(self, comfy, folder):
+        check = comfy.node(node("EncodeClips")).validate_inputs
+        assert check(folder.name, 9) is True
+        for frames, near in ((10, 9), (4, 5), (2001, 1001)):
+            assert f"found {frames}, expected 4n+1 of 5 to 1001, such as {near}" in check(folder.name, frames)
+
     @pytest.mark.parametrize("name", ["../models", "/etc", "."])
     def test_folders_outside_input_are_refused(self, comfy, vae, name):
         assert "there is no folder" in comfy.node(node("EncodeClips")).validate_inputs(name)
