@@ -16,6 +16,7 @@ from torch import Tensor
 
 RAW = "raw"
 NORMALISED = "normalised"
+MOST_STRIDE = 128
 
 
 class LatentSpaceError(ValueError):
@@ -28,7 +29,8 @@ class LatentSpace:
 
     id: short name, for example `wan21`; channels: C; mean, std: C floats each, of raw latents, std > 0;
     spatial_stride: pixels per latent position; temporal_stride: video frames per latent frame, except the first latent
-    frame, which encodes one video frame. Raises LatentSpaceError if mean or std do not have C values or a std is not > 0.
+    frame, which encodes one video frame. Raises LatentSpaceError if mean or std do not have C finite values or a std is
+    not > 0.
     """
 
     id: str
@@ -46,6 +48,8 @@ class LatentSpace:
             )
         if not all(s > 0 for s in self.std):
             raise LatentSpaceError(f"latent space '{self.id}': every std must be positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise LatentSpaceError(f"latent space '{self.id}': every mean and std must be finite")
 
     def normalise(self, raw: Tensor, dim: int = 1) -> Tensor:
         """(raw - mean) / std along channel axis `dim`; same shape and dtype. Raises LatentSpaceError on wrong channels."""
@@ -86,7 +90,8 @@ class LatentSpace:
 
     @classmethod
     def from_json(cls, text: str) -> "LatentSpace":
-        """Parse the text of `to_json`. Raises ValueError, KeyError or TypeError if it is not valid."""
+        """Parse the text of `to_json`. Raises ValueError, KeyError, TypeError, OverflowError or RecursionError if it is not
+        valid."""
         d = json.loads(text)
         space = cls(
             str(d["id"]),
@@ -96,6 +101,12 @@ class LatentSpace:
             int(d.get("spatial_stride", 8)),
             int(d.get("temporal_stride", 4)),
         )
+        # Pictures of latents are enlarged by these.
+        if space.channels < 1 or not all(1 <= n <= MOST_STRIDE for n in (space.spatial_stride, space.temporal_stride)):
+            raise LatentSpaceError(
+                f"latent space '{space.id}': {space.channels} channels, strides {space.spatial_stride} and "
+                f"{space.temporal_stride}; expected at least 1 channel, and strides of 1 to {MOST_STRIDE}"
+            )
         known = KNOWN.get(space.id)
         if known is not None and not known.same_as(space):
             raise LatentSpaceError(f"latent space '{space.id}' is declared with other means or stds than the known space has")

@@ -42,6 +42,8 @@ class ExampleClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip) -> io.NodeOutput:
+        if clip not in CLIPS:
+            raise ValueError(f"{TITLE}, input 'clip': found {clip!r}, expected one of {', '.join(CLIPS)}")
         return io.NodeOutput(read(FOLDER / CLIPS[clip]), FPS)
 
 

@@ -14,6 +14,7 @@ from ..kernels.geometry.views import require_usable
 from . import geometry_clips as shared
 from .geometry_type import DA3GeometryType, from_wire, to_wire
 from .model_files import file_state
+from .output_names import MOST_BYTES
 
 FOLDER = "geometry"
 NO_FILES = "(no file in output/geometry or input/geometry yet)"
@@ -28,6 +29,26 @@ def list_files() -> list[str]:
         names = folder_paths.filter_files_extensions(names, [".safetensors"])
         found += [f"{FOLDER}/{name.replace(os.sep, '/')} [{kind}]" for name in sorted(names)]
     return found
+
+
+def place_of(prefix: str) -> tuple[str, str, int, str]:
+    """(folder, start of the file name, first number, the folder within the output directory) as core's save nodes choose them.
+
+    Raises ValueError, naming the input, for a prefix that leads elsewhere or is no path, OSError where no folder can be made.
+    """
+    try:
+        if "\0" in prefix or any(len(part.encode()) > MOST_BYTES for part in prefix.split("/")):
+            raise ValueError(f"a NUL character, or more than {MOST_BYTES} bytes in one name")
+        found = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    except OSError:
+        raise
+    except Exception as e:
+        # Core raises the base class for a folder outside of the output directory.
+        raise ValueError(
+            f"{SAVE}, input 'filename_prefix': found {prefix[:200]!r} ({str(e).splitlines()[0]}); expected folders in the "
+            "output directory and the start of a file name"
+        ) from e
+    return found[:4]
 
 
 class SaveGeometry(io.ComfyNode):
@@ -67,8 +88,7 @@ class SaveGeometry(io.ComfyNode):
     @classmethod
     def execute(cls, da3_geometry, filename_prefix) -> io.NodeOutput:
         views = from_wire(da3_geometry, f"{SAVE}, input 'da3_geometry'")
-        output = folder_paths.get_output_directory()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        folder, name, counter, subfolder = place_of(filename_prefix)
         path = save_views_unused((Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter)), views)
         saved = os.path.join(subfolder, path.name).replace(os.sep, "/")
         text = f"Saved output/{saved}: {len(views.frame_indices)} views of a clip of {views.frames} frames"

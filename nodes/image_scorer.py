@@ -71,7 +71,7 @@ def parse_settings(text: str, source: str) -> dict:
         return {}
     try:
         found = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f'{source}: not JSON ({e}); expected inputs by name, such as {{"strength": 0.5}}') from None
     if not isinstance(found, dict):
         raise ValueError(f'{source}: found {text[:40]!r}, expected inputs by name, such as {{"strength": 0.5}}')

@@ -44,6 +44,8 @@ class ModelFolder:
 
     def validate(self, file: str | None) -> bool | str:
         """A loader's validate_inputs: True, or what is wrong. None is the value of a connected input."""
+        if file is not None and not isinstance(file, str):
+            return f"found {file!r}, expected the name of a file in models/{self.kind}"
         if file is None or folder_paths.get_full_path(self.kind, file) is not None:
             return True
         folder = folder_paths.get_folder_paths(self.kind)[0]

@@ -45,7 +45,7 @@ def append(folder: str | Path, prompt: str, latents: Tensor, space: LatentSpace,
             written.append(candidate.latent)
             preference_records.write_candidate(record, i, latents[i], space)
         _append_line(folder / RECORDS, preference_records.to_line(record, folder))
-    except OSError:
+    except Exception:
         for path in written:
             path.unlink(missing_ok=True)
         raise

@@ -21,6 +21,7 @@ from .training_guider import LOWEST, Prompts, generator_of
 RISE_DECAY = 0.9
 # Of a step: loss, share of pairs whose winner is preferred more than by the base, mean d, gradient factor, beta, errors.
 LOSS, RIGHT, DIFFERENCE, FACTOR, BETA, WINNER, LOSER, BASE_WINNER, BASE_LOSER = range(9)
+FIGURES = 9
 
 
 class PreferenceObjective:
@@ -89,7 +90,7 @@ class PreferenceObjective:
 
     def load_state_dict(self, state: dict) -> None:
         self.beta.load_state_dict(state["beta"])
-        self.rise_sum, self.rise_weight = state["rise"]
+        self.rise_sum, self.rise_weight = map(float, state["rise"])
 
     def _draw(self, number: int) -> tuple[RecordedPair, NoisyPair]:
         """Pair `number` of the training, each epoch in a new order, at a noise level and with a noise that follow from it."""

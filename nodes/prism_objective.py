@@ -21,6 +21,7 @@ from .training_guider import LOWEST, Prompts, generator_of
 SIGMAS = (0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1)
 # Of a step: loss, and share of decided pairs that the head orders right.
 LOSS, RIGHT = 0, 1
+FIGURES = 2
 
 
 class Scorer:

@@ -21,6 +21,7 @@ from ..kernels.shell_lcc.manifold import ShellManifold, load, save_unused
 from ..kernels.shell_lcc.predictor import Predictor
 from .latents import normalised_warning, read_raw
 from .model_files import ModelFolder
+from .output_names import MOST_BYTES
 from .shell_lcc_type import ShellLCC, ShellLCCType, for_wire, load_to_device
 
 RELEASED = ".pth"
@@ -142,7 +143,7 @@ class SaveShellLCC(io.ComfyNode):
 
 def free_paths(folder: str, name: str) -> Iterator[Path]:
     """<name>_<number>.safetensors from the number after the largest one. Raises ValueError without a letter or digit."""
-    stem = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100]
+    stem = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100].encode()[:MOST_BYTES].decode(errors="ignore")
     if not stem:
         raise ValueError(f"Save Shell-LCC Manifold, input 'name': found {name!r}, expected at least one letter or digit")
     taken = re.compile(re.escape(stem) + r"_(\d+)\.safetensors", re.IGNORECASE)

@@ -30,6 +30,7 @@ from .preference_objective import (
     BETA,
     DIFFERENCE,
     FACTOR,
+    FIGURES,
     LOSER,
     LOSS,
     RIGHT,
@@ -159,7 +160,7 @@ def figures_text(history: Sequence[Sequence[float]]) -> list[str]:
     if not rows:
         return ["No step had finite figures"]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    winner, loser = mean[WINNER] / mean[BASE_WINNER] - 1, mean[LOSER] / mean[BASE_LOSER] - 1
+    winner, loser = (mean[own] / (mean[base] or math.nan) - 1 for own, base in ((WINNER, BASE_WINNER), (LOSER, BASE_LOSER)))
     lines = [
         f"Over the last {len(rows)} steps: implicit accuracy {mean[RIGHT]:.2f} (chance is 0.50), loss {mean[LOSS]:.4f}, "
         f"difference {mean[DIFFERENCE]:+.2e}, gradient factor {mean[FACTOR]:.2f}, beta {mean[BETA]:.0f}",
@@ -420,7 +421,7 @@ class TrainPreferenceLora(io.ComfyNode):
             loop = LoopSettings(steps, learning_rate, warmup_steps, COSINE, save_every, path, described)
             if not path.is_file() and file.exists():
                 raise FileExistsError(f"{file}: exists, and no training of this name was begun here; give another 'name'")
-            state = training_state.load(path, described) if resume else None
+            state = training_loop.load(loop, FIGURES) if resume else None
             dtype, source = DTYPES[lora_dtype], source_name(model)
 
             def save(step: int, parameters: Mapping[str, torch.Tensor]) -> None:

@@ -23,7 +23,7 @@ from ..kernels.version import CREATED_BY
 from . import embedded_prompts, recorded_pairs, training_loop, training_state
 from .output_names import require_plain
 from .prism_files import FOLDER
-from .prism_objective import LOSS, RIGHT, SIGMAS, PrismObjective, Scorer, accuracies, optimiser_of, split
+from .prism_objective import FIGURES, LOSS, RIGHT, SIGMAS, PrismObjective, Scorer, accuracies, optimiser_of, split
 from .prism_type import PrismType, for_wire
 from .trainable_model import identity, require_trainable, source_name
 from .training_guider import Prompts, Training, empty_prompt
@@ -299,7 +299,7 @@ class TrainPrismHead(io.ComfyNode):
             loop = LoopSettings(steps, learning_rate, warmup_steps, CONSTANT, save_every, path, described)
             if not path.is_file() and file.exists():
                 raise FileExistsError(f"{file}: exists, and no training of this name was begun here; give another 'name'")
-            state = training_state.load(path, described) if resume else None
+            state = training_loop.load(loop, FIGURES) if resume else None
 
             def stepped(step: int, history: list[list[float]]) -> None:
                 text = "\n".join([f"Step {step} of {steps}", *figures_text(history)])

@@ -12,6 +12,7 @@ from typing import Protocol
 import comfy.model_management
 import torch
 
+from ..kernels.files.header import DAMAGED, not_finite
 from . import training_state
 from .training_state import State, StateError
 
@@ -80,6 +81,22 @@ class Outcome:
     history: list[list[float]]
     stopped: str | None = None
     skipped: int = 0
+
+
+def load(settings: LoopSettings, figures: int) -> State | None:
+    """The state of a training that was begun, None where there is none. figures: of a step. Raises StateError."""
+    state = training_state.load(settings.path, settings.described)
+    if state is None:
+        return None
+    counts = state.step, state.notes.get("healthy"), state.notes.get("skipped")
+    history = state.tensors.get(HISTORY, torch.zeros(0))
+    bad = not_finite({n: t for n, t in state.tensors.items() if n != HISTORY})
+    if (
+        not all(type(n) is int and 0 <= n <= state.step <= settings.steps for n in counts)
+        or history.dtype != torch.float64 or list(history.shape) != [state.step, figures] or bad is not None
+    ):  # fmt: skip
+        raise StateError(f"{settings.path}: damaged ({bad or 'steps and figures'}); turn 'resume' off, which replaces it")
+    return state
 
 
 def finished(state: State | None, settings: LoopSettings) -> Outcome | None:
@@ -169,11 +186,16 @@ def _part(state: State, prefix: str) -> dict[str, torch.Tensor]:
 def _restore(state: State, parameters, optimiser, objective: Objective) -> tuple[int, dict[str, torch.Tensor]]:
     """Loads a state and returns (step, parameters) of its last healthy step."""
     own = _part(state, PARAMETERS)
-    if own.keys() != parameters.keys() or any(own[n].shape != p.shape for n, p in parameters.items()):
+    healthy = _part(state, HEALTHY) or own
+    shapes = {n: p.shape for n, p in parameters.items()}
+    if any({n: t.shape for n, t in part.items()} != shapes for part in (own, healthy)):
         raise StateError("the saved training is of another model; give another 'name', or turn 'resume' off")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(own[name])
     training_state.unpack_adam(optimiser, parameters, state.tensors)
-    objective.load_state_dict(state.notes["objective"])
-    return state.notes["healthy"], _part(state, HEALTHY) or own
+    try:
+        objective.load_state_dict(state.notes["objective"])
+    except (*DAMAGED, AttributeError) as e:
+        raise StateError(f"the saved training is damaged ({type(e).__name__}); turn 'resume' off, which replaces it") from e
+    return state.notes["healthy"], healthy

@@ -95,7 +95,9 @@ def describe_one(path: str | Path) -> tuple[LatentSpace, tuple[int, ...]]:
         if len(keys) != 1 or found.config.get("state") != NORMALISED:
             raise header.FormatError(f"{path}: holds {len(keys)} clips, expected the one normalised clip of a candidate")
         _require_finished(path, found, keys[0])
-        return found.latent_space, tuple(f.get_slice(keys[0]).get_shape())
+        shape = tuple(f.get_slice(keys[0]).get_shape())
+    _require_clip(path, found, shape)
+    return found.latent_space, shape
 
 
 def read_one(path: str | Path) -> Tensor:
@@ -104,18 +106,21 @@ def read_one(path: str | Path) -> Tensor:
     Raises FormatError naming the file.
     """
     tensors, found = header.read(path, KIND)
+    if len(tensors) != 1:
+        raise header.FormatError(f"{path}: holds {len(tensors)} clips, expected the one of a candidate; record the clip again")
     ((key, z),) = tensors.items()
     _require_finished(path, found, key)
-    if not bool(z.isfinite().all()):
+    _require_clip(path, found, tuple(z.shape))
+    if header.not_finite(tensors):
         raise header.FormatError(f"{path}: contains NaN or infinite values; create the clip again, or remove its record")
     return z.float()
 
 
 def digest_of_one(path: str | Path) -> str:
     """The `digest` of a file with one clip, from its header where that has it. Raises FormatError or FileNotFoundError."""
-    entries = header.read_header(path, KIND).config.get("clips", {})
-    stated = [entry.get("digest") for entry in entries.values()]
-    return stated[0] if len(stated) == 1 and stated[0] else digest(read_one(path))
+    entries = list(_entries(path, header.read_header(path, KIND)).values())
+    stated = str(entries[0].get("digest") or "") if len(entries) == 1 else ""
+    return stated or digest(read_one(path))
 
 
 def _header(tensors, space, clips, settings=None, videos=None, provenance=None) -> header.Header:
@@ -128,6 +133,23 @@ def _header(tensors, space, clips, settings=None, videos=None, provenance=None) 
 
 
 def _require_finished(path: str | Path, found: header.Header, key: str) -> None:
-    what = holds(found.config.get("clips", {}).get(key), found.provenance)
+    what = holds(_entries(path, found).get(key), found.provenance)
     if what != CLIP:
         raise header.FormatError(f"{path}: holds a latent of kind '{what}', expected a finished clip; record the clip again")
+
+
+def _require_clip(path: str | Path, found: header.Header, shape: tuple[int, ...]) -> None:
+    channels = found.latent_space.channels
+    if len(shape) != 4 or 0 in shape or shape[0] != channels:
+        raise header.FormatError(
+            f"{path}: holds a tensor of shape {list(shape)}, expected a clip [{channels}, frames, height, width]; record the "
+            "clip again"
+        )
+
+
+def _entries(path: str | Path, found: header.Header) -> dict[str, dict]:
+    """The header's entries of clips."""
+    entries = found.config.get("clips", {})
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise header.FormatError(f"{path}: its header is damaged (clips are not objects by name); record the clip again")
+    return entries

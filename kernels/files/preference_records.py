@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from torch import Tensor
 from ..geometry.record import GeometryRecord
 from ..latent_space import LatentSpace
 from ..version import CREATED_BY
+from .header import DAMAGED
 from .latents import write_latents
 
 VERSION = 1
@@ -81,11 +82,14 @@ def new_record(
     do not fit, and LatentSpaceError for another number of channels than the space's.
     """
     count = _require_latents(latents, space)
+    for name, text in {"prompt": prompt, "negative": negative, "model": model}.items():
+        _require_text(text, name)
     seeds, geometry, scores = seeds or [None] * count, geometry or [None] * count, dict(scores or {})
     for name, values in {"seeds": seeds, "geometry": geometry, **{f"scores '{k}'": v for k, v in scores.items()}}.items():
         if len(values) != count:
             raise RecordError(f"{name}: found {len(values)} for {count} candidates, expected one for each")
     for name, values in scores.items():
+        _require_text(name, "name of a score")
         if not all(map(math.isfinite, values)):
             raise RecordError(f"scores '{name}': found {list(values)}, expected finite numbers")
     if preference is not None and not _is_pair(preference, count):
@@ -144,21 +148,13 @@ def parse_line(line: bytes, folder: str | Path, source: str) -> Record:
     """
     try:
         plain = json.loads(line)
-        if plain["version"] > VERSION:
-            raise RecordError(f"{source}: version {plain['version']}, this pack reads up to {VERSION}; update it")
-        record = Record(
-            **{k: str(plain[k]) for k in ("created", "prompt", "negative", "model")},
-            id=str(plain["record"]),
-            candidates=[_candidate(c, Path(folder)) for c in plain["candidates"]],
-            preference=plain["preference"] and (int(plain["preference"]["winner"]), int(plain["preference"]["loser"])),
-        )
-        if record.preference and not _is_pair(record.preference, len(record.candidates)):
-            raise ValueError(f"a preference {record.preference} among {len(record.candidates)} candidates")
-    except RecordError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        version = plain["version"]
+        record = _parsed(plain, Path(folder)) if version <= VERSION else None
+    except (*DAMAGED, AttributeError) as e:
         what = f"{type(e).__name__}: {e}"
         raise RecordError(f"{source}: damaged, or not a preference record ({what}); remove the line") from e
+    if record is None:
+        raise RecordError(f"{source}: version {version}, this pack reads up to {VERSION}; update it")
     return record
 
 
@@ -166,7 +162,7 @@ def is_complete(line: bytes) -> bool:
     """Whether a line is valid JSON: the last line of a file may have been cut off."""
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -215,12 +211,56 @@ def _common(record: Record) -> dict[str, str]:
     }
 
 
+def _parsed(plain: dict, folder: Path) -> Record:
+    """Raises one of DAMAGED or AttributeError where it is none."""
+    record = Record(
+        **{k: str(plain[k]) for k in ("created", "prompt", "negative", "model")},
+        id=str(plain["record"]),
+        candidates=[_candidate(c, folder) for c in plain["candidates"]],
+        preference=None if plain["preference"] is None else _chosen(plain["preference"]),
+    )
+    if record.preference and not _is_pair(record.preference, len(record.candidates)):
+        raise ValueError(f"a preference {record.preference} among {len(record.candidates)} candidates")
+    for name, text in _common(record).items():
+        _require_text(text, name)
+    for name in {name for c in record.candidates for name in c.scores}:
+        _require_text(name, "name of a score")
+    return record
+
+
+def _chosen(plain: dict) -> tuple[int, int]:
+    return int(plain["winner"]), int(plain["loser"])
+
+
+def _require_text(text: str, name: str) -> None:
+    """Raises RecordError for text with half a character, as a browser that cuts an emoji in two sends it: no file and no text
+    encoder takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise RecordError(f"{name}: found {text[:40]!r}, with half a character at {e.start}; write the text again") from None
+
+
+def _inside(folder: Path, text: str) -> Path:
+    """The path of a file in the folder. Raises ValueError for one elsewhere: records of others must not name any file."""
+    path = PureWindowsPath(text)
+    if path.drive or path.root or ".." in path.parts:
+        raise ValueError(f"latents {text[:80]!r} are not in its folder")
+    return folder / text
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"a score {value}")
+    return float(value)
+
+
 def _candidate(plain: dict, folder: Path) -> RecordedCandidate:
     geometry = plain["geometry"]
     return RecordedCandidate(
-        folder / plain["latent"],
-        plain["seed"],
-        {str(k): float(v) for k, v in plain["scores"].items()},
+        _inside(folder, plain["latent"]),
+        None if plain["seed"] is None else int(plain["seed"]),
+        {str(k): _finite(v) for k, v in plain["scores"].items()},
         None if geometry is None else GeometryRecord.from_json(geometry),
     )
 

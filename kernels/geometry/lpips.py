@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files.header import describe_foreign
+from ..files.header import describe_foreign, is_plain, not_finite
 from .record import GeometryError
 
 # Indices of VGG16's convolutions in torchvision's `features`; each stage ends at a layer whose output LPIPS compares:
@@ -118,9 +118,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as e:
         raise GeometryError(f"{path}: {describe_foreign(path)} ({e}); expected LPIPS weights") from e
     # torch.load raises many exception types for a bad file.
@@ -131,6 +130,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from e
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise GeometryError(f"{path}: contains {type(state).__name__}, not a state dict of tensors; expected LPIPS weights")
+    bad = [k for k, v in state.items() if not is_plain(v) or not_finite({k: v}) is not None]
+    if bad:
+        raise GeometryError(
+            f"{path}: tensor '{bad[0]}' has NaN, infinite or no plain values; expected LPIPS weights: download the file again"
+        )
     return state

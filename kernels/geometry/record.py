@@ -96,12 +96,20 @@ class GeometryRecord:
 
     @classmethod
     def from_json(cls, plain: dict) -> "GeometryRecord":
-        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError, ValueError or AttributeError for other input."""
+        """Inverse of to_json; null becomes NaN. Raises KeyError, TypeError, ValueError, OverflowError or AttributeError for
+        other input."""
         plain = dict(plain)
         plain["measurements"] = {k: _number(v) for k, v in plain["measurements"].items()}
         for name in ("frame_errors", "between_errors"):
             plain[name] = [_number(v) for v in plain.get(name, [])]
-        return cls(**plain)
+        record = cls(**plain)
+        texts = (record.scorer, record.verdict, record.reason, *record.notes)
+        numbers = (record.version, record.frames, *record.frame_indices, *record.cuts, *record.between_indices)
+        if not all(isinstance(t, str) for t in texts) or not all(type(n) is int for n in numbers):
+            raise TypeError("entries of other types than a geometry record's")
+        if not math.isfinite(record.score):
+            raise ValueError(f"a score {record.score}")
+        return record
 
     @property
     def error(self) -> float:

@@ -14,6 +14,7 @@ Tensors: depth [S, H, W], K [S, 3, 3], world_to_camera [S, 4, 4]; optional: conf
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..files.atomic import write_atomic, write_new
-from ..files.header import FORMAT, FORMAT_VERSION, describe_foreign
+from ..files.header import DAMAGED, FORMAT, FORMAT_VERSION, describe_foreign
 from ..version import CREATED_BY
 from .record import GeometryError
 from .views import Views
@@ -72,17 +73,29 @@ def load_views(path: str | Path) -> Views:
     missing = [name for name in REQUIRED if name not in tensors]
     if missing:
         raise GeometryError(f"{path}: no {', no '.join(missing)} in it; expected {', '.join(REQUIRED)}: {MAKER}")
-    count = tensors["depth"].shape[0]
+    shape = list(tensors["depth"].shape)
+    if len(shape) != 3 or 0 in shape:
+        raise GeometryError(f"{path}: depth of shape {shape}; expected [views, height, width]: {MAKER}")
+    odd = [name for name, t in tensors.items() if t.is_complex()]
+    if odd:
+        raise GeometryError(f"{path}: {odd[0]} has complex numbers; expected real ones: {MAKER}")
+    count = shape[0]
     try:
         indices = [int(i) for i in json.loads(metadata.get("frame_indices", json.dumps(list(range(count)))))]
         frames = int(metadata.get("frames", count))
         notes = [str(n) for n in json.loads(metadata.get("notes", "[]"))]
-    except (TypeError, ValueError) as e:
+    except DAMAGED as e:
         raise GeometryError(f"{path}: its header is damaged ({type(e).__name__}: {e}); {MAKER}") from e
     images = tensors.get("images")
-    if images is not None and images.dtype == torch.uint8:
-        images = images.float() / 255.0
-    return Views(images, *(tensors[name] for name in REQUIRED), tensors.get("confidence"), indices, frames, notes)
+    if images is not None:
+        images = images.float() / 255.0 if images.dtype == torch.uint8 else _real(images)
+    found = {name: _real(t) for name, t in tensors.items() if name != "images"}
+    return Views(images, *(found[name] for name in REQUIRED), found.get("confidence"), indices, frames, notes)
+
+
+def _real(t: torch.Tensor) -> torch.Tensor:
+    """In fp32 where it is in a type with which torch cannot compute all, such as 8-bit floats."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 
 def _require_geometry(metadata: dict[str, str], path: Path) -> None:
@@ -91,8 +104,8 @@ def _require_geometry(metadata: dict[str, str], path: Path) -> None:
         found = f"a file of kind '{kind}'" if kind else "safetensors without this pack's header"
         raise GeometryError(f"{path}: {found}; expected a file of geometry: {MAKER}")
     version = metadata.get("format_version", "")
-    if not version.isdigit():
-        raise GeometryError(f"{path}: format_version '{version}' is not a number; {MAKER}")
+    if not re.fullmatch("[0-9]{1,9}", version):
+        raise GeometryError(f"{path}: format_version '{version[:40]}' is not a number; {MAKER}")
     if int(version) > FORMAT_VERSION:
         raise GeometryError(f"{path}: written in version {version}, this pack reads up to {FORMAT_VERSION}; update the pack")
 

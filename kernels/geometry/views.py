@@ -246,6 +246,8 @@ def require_usable(views: Views, source: str) -> None:
             f"{source}: frame indices {views.frame_indices} in a clip of {views.frames} frames; expected 0 to "
             f"{views.frames - 1}"
         )
+    if list(views.frame_indices) != sorted(set(views.frame_indices)):
+        raise GeometryError(f"{source}: frame indices {views.frame_indices}; expected ascending ones, each once")
     if s < 2:
         raise GeometryError(f"{source}: {s} view; expected at least 2, 10 recommended: give more frames of the clip")
     _require_images(views.images, source)

@@ -62,7 +62,13 @@ class Backbone:
 
     @classmethod
     def from_json(cls, values: dict) -> "Backbone":
-        return cls(**values)
+        """The inverse of `to_json`. Raises TypeError for other entries, ValueError for entries of other types."""
+        found = cls(**values)
+        sizes = found.width, found.depth, found.text_width, found.channels
+        prints = found.fingerprint.values() if isinstance(found.fingerprint, dict) else [None]
+        if not all(type(n) is int for n in sizes) or not all(map(_is_print, prints)):
+            raise ValueError("expected the sizes of a backbone, and lists of numbers by name as its fingerprint")
+        return found
 
 
 def of_wan(tensors: Mapping[str, Tensor]) -> Backbone:
@@ -96,6 +102,12 @@ def fingerprint(tensor: Tensor) -> list[float]:
     """Root mean square and the first values of a tensor of any float dtype."""
     flat = tensor.detach().flatten().to("cpu", torch.float32)
     return [float(flat.square().mean().sqrt()), *flat[:VALUES].tolist()]
+
+
+def _is_print(values: object) -> bool:
+    if not isinstance(values, list) or not values:
+        return False
+    return all(type(n) in (int, float) and abs(n) < 1e38 for n in values)
 
 
 def _close(a: list[float], b: list[float]) -> bool:

@@ -48,19 +48,48 @@ def load(path: str | Path) -> LoadedHead:
     """Reads a head to the CPU. Raises FormatError or FileNotFoundError naming the file and the reason."""
     path = Path(path)
     tensors, header = formats.read(path, KIND)
-    bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
-    if bad:
-        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the training diverged; train the head again")
+    bad = formats.not_finite(tensors)
+    if bad is not None:
+        raise FormatError(f"{path}: tensor '{bad}' has NaN or infinite values: the training diverged; train the head again")
     try:
         config = HeadConfig.from_json(header.config["head"])
         backbone = Backbone.from_json(header.config["backbone"])
-        low, high = header.config["sigmas"]
+        low, high = _sigmas(header.config["sigmas"])
+        threshold = _threshold(header.config.get("threshold", {}))
+        _require_fit(config, backbone, tensors)
         head = PrismHead(config)
         head.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (*formats.DAMAGED, AttributeError, RuntimeError) as e:
         raise FormatError(f"{path}: its header and its tensors do not make a PRISM head ({e}); train the head again") from e
-    threshold = header.config.get("threshold", {})
     return LoadedHead(
         head.train(False).requires_grad_(False), backbone, header.latent_space, (low, high), threshold, header.metrics,
         header.provenance, path.stem,
     )  # fmt: skip
+
+
+def _sigmas(values: list) -> tuple[float, float]:
+    low, high = values
+    if not all(type(s) in (int, float) for s in values) or not 0 <= low <= high <= 1:
+        raise ValueError(f"sigmas {values}, expected the lowest and the highest noise level, from 0 to 1")
+    return low, high
+
+
+def _threshold(values: dict) -> dict[str, float]:
+    if not all(type(v) in (int, float) for v in values.values()):
+        raise ValueError("threshold, expected a number for each dimension")
+    return values
+
+
+def _require_fit(config: HeadConfig, backbone: Backbone, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError unless a head of this configuration has these tensors and reads this backbone."""
+    if config.backbone_dim != backbone.width or config.taps[-1] >= backbone.depth:
+        raise ValueError(
+            f"taps {', '.join(map(str, config.taps))} and width {config.backbone_dim} in a backbone of {backbone.depth} "
+            f"blocks and width {backbone.width}"
+        )
+    if 2 * config.layers > len(tensors):
+        raise ValueError(f"{config.layers} layers in {len(tensors)} tensors")
+    # Without data: a head of any size that the header names would fill the memory.
+    with torch.device("meta"):
+        expected = {name: t.shape for name, t in PrismHead(config).state_dict().items()}
+    formats.require_shapes(tensors, expected)

@@ -41,6 +41,10 @@ class HeadConfig:
     pooling: str = "query"
 
     def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in ("backbone_dim", "dim", "heads", "layers", "queries")}
+        wrong = [f"{name} {size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: expected whole numbers above 0")
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} do not divide dim {self.dim}")
         if self.pooling not in POOLINGS:
@@ -58,9 +62,17 @@ class HeadConfig:
 
     @classmethod
     def from_json(cls, values: dict) -> "HeadConfig":
-        """The inverse of `to_json`; an unknown entry is a TypeError."""
+        """The inverse of `to_json`; an unknown entry is a TypeError, one of a wrong type a ValueError."""
         tuples = {"sigmas" if k == "levels" else k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**tuples)
+        config = cls(**tuples)
+        lists = {"taps": (int,), "dimensions": (str,), "sigmas": (int, float)}
+        wrong = [
+            name for name, types in lists.items()
+            if not isinstance(getattr(config, name), tuple) or any(type(v) not in types for v in getattr(config, name))
+        ]  # fmt: skip
+        if wrong or config.taps[0] < 0 or not all(0 <= s <= 1 for s in config.sigmas) or not isinstance(config.time, bool):
+            raise ValueError("expected taps, dimensions, levels and time as trainers write them")
+        return config
 
 
 class PrismHead(nn.Module):

@@ -16,6 +16,8 @@ CUDA_CHUNK_TOKENS = 16384
 # Added to the Gram matrix's diagonal: keeps it invertible where a token coincides with an anchor. Far below any squared
 # distance between latent tokens.
 FLOOR = 1e-5
+# Beyond it the penalty leaves nothing of the rest.
+MOST_LOCALITY = 1e6
 
 
 class Anchors(torch.nn.Module):
@@ -43,8 +45,18 @@ class Anchors(torch.nn.Module):
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], config: dict) -> "Anchors":
-        """Build a coder from its state dict and `config`. Raises KeyError if a tensor or config entry is missing."""
-        return cls(state["anchors"], state["region_thickness"], config["neighbours"], config["locality"])
+        """Build a coder from its state dict and `config`. Raises KeyError if a tensor or config entry is missing, ValueError
+        if one cannot be used."""
+        anchors, thickness = state["anchors"], state["region_thickness"]
+        neighbours, locality = config["neighbours"], config["locality"]
+        if type(neighbours) is not int or type(locality) not in (int, float) or not 0 <= locality <= MOST_LOCALITY:
+            raise ValueError(
+                f"neighbours {neighbours!r} and locality {locality!r}, expected a whole number and a number of 0 to "
+                f"{MOST_LOCALITY:g}"
+            )
+        if anchors.ndim != 2 or not bool((thickness.float() > 0).all()):
+            raise ValueError(f"anchors of shape {list(anchors.shape)}, expected [K, C] and every region_thickness above 0")
+        return cls(anchors, thickness, neighbours, locality)
 
     def config(self) -> dict:
         """Coder name, sizes and settings, as stored in a manifold file's header."""

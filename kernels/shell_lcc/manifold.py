@@ -158,25 +158,22 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
     if "token_quantiles" in tensors:
         shapes = {"token_quantiles": (LEVELS,), "frame_quantiles": (LEVELS,), "radius": (1,)}
         found = {k: tensors.pop(k, None) for k in shapes}
-        if any(t is None or t.shape != shapes[k] or not bool(torch.isfinite(t).all()) for k, t in found.items()):
+        if any(t is None or t.shape != shapes[k] for k, t in found.items()) or not _is_calibration(found):
             raise FormatError(
                 f"{path}: calibration is damaged (expected tensors token_quantiles and frame_quantiles of {LEVELS} finite "
-                "values each, and radius); fit or import it again"
+                "values each, ascending from 0, and a radius above 0); fit or import it again"
             )
         tables = (found[k].float().cpu() for k in ("token_quantiles", "frame_quantiles"))
         calibration = Calibration(*tables, float(found["radius"]))
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if bad:
-        raise FormatError(f"{path}: tensor '{bad[0]}' has NaN or infinite values: the fit diverged; fit it again")
+    bad = formats.not_finite(tensors)
+    if bad is not None:
+        raise FormatError(f"{path}: tensor '{bad}' has NaN or infinite values: the fit diverged; fit it again")
     kind = header.config.get("coder")
+    if kind not in (Predictor.kind, Anchors.kind):
+        raise FormatError(f"{path}: found coder '{kind}', expected 'predictor' or 'anchors'; update the pack")
     try:
-        if kind == Predictor.kind:
-            coder = Predictor.from_state(tensors)
-        elif kind == Anchors.kind:
-            coder = Anchors.from_state(tensors, header.config)
-        else:
-            raise FormatError(f"{path}: found coder '{kind}', expected 'predictor' or 'anchors'; update the pack")
-    except (KeyError, RuntimeError) as e:
+        coder = Predictor.from_state(tensors) if kind == Predictor.kind else Anchors.from_state(tensors, header.config)
+    except (KeyError, IndexError, ValueError, RuntimeError) as e:
         raise FormatError(f"{path}: tensors do not match coder '{kind}' ({e}); fit or import it again") from e
     channels = coder.config()["embedding_dim"]
     if channels != header.latent_space.channels:
@@ -185,8 +182,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ShellManifold:
             "number; fit or import it again"
         )
     manifold = ShellManifold(coder.to(device), header.latent_space, calibration, path.stem)
+    # Finite weights may still overflow.
+    if not bool(manifold.distance(torch.linspace(-3, 3, 16 * channels).view(1, channels, 1, 4, 4)).isfinite().all()):
+        raise FormatError(f"{path}: its tensors give no finite distance of a latent: the fit diverged; fit it again")
     manifold.metrics, manifold.provenance = header.metrics, header.provenance
     return manifold
+
+
+def _is_calibration(found: dict[str, Tensor]) -> bool:
+    """Whether tensors of the right shapes are quantiles of distances and a radius."""
+    if formats.not_finite(found) is not None:
+        return False
+    token, frame, radius = (t.float() for t in found.values())
+    return float(radius) > 0 and all(bool(q[0] >= 0) and bool((q.diff() >= 0).all()) for q in (token, frame))
 
 
 def _stored(manifold: ShellManifold) -> tuple[dict[str, Tensor], Header]:

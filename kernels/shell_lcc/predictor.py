@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear
 
+from ..files.header import require_shapes
 from .coder import Code, Workspace, tokens_in_budget
 from .naive import EPSILON
 
@@ -45,10 +46,20 @@ class Predictor(torch.nn.Module):
         )
 
     @classmethod
+    def shapes(cls, embedding_dim: int, num_bases: int, hidden_dim: int) -> dict[str, torch.Size]:
+        """Shapes of the state dict of a coder of these sizes; no memory is used."""
+        with torch.device("meta"):
+            return {name: t.shape for name, t in cls(embedding_dim, num_bases, hidden_dim).state_dict().items()}
+
+    @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "Predictor":
-        """Build a coder from a state dict. Raises KeyError or RuntimeError on missing, unexpected or misshapen tensors."""
+        """Build a coder from a state dict. Raises KeyError, ValueError, IndexError or RuntimeError on missing, unexpected or
+        misshapen tensors."""
         bases, dim = state["basis"].shape
-        coder = cls(dim, bases, state["predictor.0.weight"].shape[0])
+        sizes = dim, bases, state["predictor.0.weight"].shape[0]
+        # A tensor of no values can have any number of rows, and a coder of that size fills the memory.
+        require_shapes(state, cls.shapes(*sizes))
+        coder = cls(*sizes)
         coder.load_state_dict(state)
         return coder
 

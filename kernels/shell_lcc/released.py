@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files.header import describe_foreign
+from ..files.header import describe_foreign, is_plain, not_finite
 from ..latent_space import WAN21
 from .predictor import Predictor
 
@@ -34,7 +34,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     if not isinstance(loaded, Mapping):
         raise ReleasedError(f"{path}: holds a {type(loaded).__name__}, expected {{'model': state dict, 'config': sizes}}")
     model = loaded.get("model", loaded)
-    config = loaded.get("config") or {}
+    config = loaded.get("config")
+    config = {} if config is None else config
     if not isinstance(model, Mapping) or not isinstance(config, Mapping):
         raise ReleasedError(f"{path}: its 'model' or 'config' is not a dictionary; expected a released Shell-LCC checkpoint")
     state = {_plain_name(k): v for k, v in model.items()}
@@ -69,13 +70,8 @@ def _plain_name(name: object) -> str:
     return name
 
 
-def _expected(channels: int, bases: int, hidden: int) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {k: v.shape for k, v in Predictor(channels, bases, hidden).state_dict().items()}
-
-
 def _require_keys(path: Path, state: dict) -> None:
-    names = set(_expected(1, 1, 1))
+    names = set(Predictor.shapes(1, 1, 1))
     missing, unknown = sorted(names - OPTIONAL - set(state)), sorted(set(state) - names)
     if missing or unknown:
         parts = [f"{what} {', '.join(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
@@ -83,16 +79,18 @@ def _require_keys(path: Path, state: dict) -> None:
 
 
 def _require_shapes(path: Path, state: dict) -> dict[str, Tensor]:
-    bad = sorted(k for k, v in state.items() if not isinstance(v, Tensor))
+    bad = sorted(k for k, v in state.items() if not is_plain(v))
     if bad:
-        raise ReleasedError(f"{path}: '{bad[0]}' is a {type(state[bad[0]]).__name__}, expected a tensor")
+        found = state[bad[0]]
+        what = "tensor without plain numbers of its own" if isinstance(found, Tensor) else type(found).__name__
+        raise ReleasedError(f"{path}: '{bad[0]}' is a {what}, expected a tensor of numbers")
     basis, first = state["basis"], state["predictor.0.weight"]
     if basis.ndim != 2 or basis.shape[1] != WAN21.channels or first.ndim != 2:
         raise ReleasedError(
             f"{path}: basis {list(basis.shape)} and predictor.0.weight {list(first.shape)}, expected [K, {WAN21.channels}] "
             f"and [h, {WAN21.channels}]: released checkpoints are for '{WAN21.id}' latents"
         )
-    expected = _expected(basis.shape[1], basis.shape[0], first.shape[0])
+    expected = Predictor.shapes(basis.shape[1], basis.shape[0], first.shape[0])
     result = {"predictor.1.num_batches_tracked": torch.zeros((), dtype=torch.long)}
     wrong = []
     for name, value in state.items():
@@ -100,7 +98,7 @@ def _require_shapes(path: Path, state: dict) -> dict[str, Tensor]:
             value = value.reshape(expected[name])
         if value.shape != expected[name]:
             wrong.append(f"{name} {list(value.shape)} instead of {list(expected[name])}")
-        elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        elif not_finite({name: value}):
             wrong.append(f"{name} has NaN or infinite values")
         result[name] = value.long() if name in OPTIONAL else value.float()
     if wrong:
@@ -110,6 +108,9 @@ def _require_shapes(path: Path, state: dict) -> dict[str, Tensor]:
 
 def _require_config(path: Path, state: dict[str, Tensor], config: Mapping) -> None:
     sizes = dict(zip(SIZES, (*reversed(state["basis"].shape), state["predictor.0.weight"].shape[0]), strict=True))
-    wrong = [f"{k} {config[k]} against {v} of its tensors" for k, v in sizes.items() if k in config and config[k] != v]
+    stated = {k: config[k] for k in sizes if k in config}
+    # A tensor has no truth value of its own.
+    differ = {k: v for k, v in stated.items() if not isinstance(v, (int, float)) or v != sizes[k]}
+    wrong = [f"{k} {str(v)[:40]} against {sizes[k]} of its tensors" for k, v in differ.items()]
     if wrong:
         raise ReleasedError(f"{path}: its config contradicts its tensors: {', '.join(wrong)}")

@@ -18,6 +18,8 @@ from .sizes import cover_crop, cover_scale
 
 # A clip with a larger share of repeated frames (a slide show, a broken recording) is left out: its stillness is not real.
 MAX_REPEATED = 0.25
+# Seconds between two frames: a wrong timestamp can say years, and a still picture of years would be sampled frame by frame.
+MAX_GAP = 300.0
 
 # libav's constants. Matrix: AVColorSpace -> swscale's coefficient table; 0 is RGB, which needs none.
 UNSPECIFIED = 2
@@ -27,6 +29,10 @@ TRANSFERS = {16: "pq", 18: "hlg"}
 BT2020_PRIMARIES = 9
 # bicubic, full chroma interpolation, accurate rounding, bit-exact: without them swscale truncates, up to 2 levels darker.
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+
+
+# libav's names of formats that say where the video is: any file, or a server.
+PLAYLISTS = {"hls", "dash", "concat", "sdp", "rtsp"}
 
 
 class VideoError(ValueError):
@@ -120,8 +126,10 @@ def clips_of(
 def video_stream(container, name: str):
     """The first video stream of an opened file (PyAV), set to decode on several threads.
 
-    Raises VideoError where there is none, or no decoder for it.
+    Raises VideoError where there is none, or no decoder for it, and for a list of other files.
     """
+    if container.format.name in PLAYLISTS:
+        raise VideoError(f"{name}: a list of other files; give the videos themselves")
     if not container.streams.video:
         raise VideoError(f"{name}: no video stream in this file")
     stream = container.streams.video[0]
@@ -134,7 +142,8 @@ def video_stream(container, name: str):
 def timed_frames(
     container, stream, name: str, each_frame: Callable[[], None] | None = None
 ) -> Iterator[tuple[float, object]]:
-    """(time in s, frame) of each decoded frame, times strictly increasing. Raises VideoError at a corrupt frame."""
+    """(time in s, frame) of each decoded frame, times strictly increasing. Raises VideoError at a corrupt frame, and where
+    there is none for MAX_GAP."""
     rate, previous = float(stream.average_rate or stream.guessed_rate or 25), None
     for index, frame in enumerate(container.decode(stream)):
         if each_frame is not None:
@@ -142,6 +151,8 @@ def timed_frames(
         time = index / rate if frame.pts is None else float(frame.pts * frame.time_base)
         if frame.is_corrupt:
             raise VideoError(f"{name}: damaged at {time:.2f} s")
+        if previous is not None and time - previous > MAX_GAP:
+            raise VideoError(f"{name}: no frame from {previous:.2f} s to {time:.6g} s: its timestamps are wrong; remux it")
         if previous is None or time > previous:
             yield time, frame
             previous = time
@@ -199,12 +210,16 @@ class _Converter:
     """Frames of one video -> uint8 [3, height, width], at the size that options.size gives for the first frame."""
 
     def __init__(self, stream, options: DecodeOptions, report: SourceReport):
-        self.options, self.report, self.size = options, report, None
+        self.options, self.report, self.size, self.matrix = options, report, None, None
         self.pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0
 
     def __call__(self, frame) -> Tensor:
         name = self.report.name
-        matrix = orientation.display_matrix(frame)
+        if self.size is None:
+            # Of the first frame only: PyAV's side data refers back to its frame, so that every frame whose side data is read
+            # lives, with the threads that convert it, until garbage is collected.
+            self.matrix = orientation.display_matrix(frame)
+        matrix = self.matrix
         pixel_aspect = 1.0 / self.pixel_aspect if orientation.swaps_axes(matrix) else self.pixel_aspect
         if not orientation.is_axis_aligned(matrix):
             self.report.note("turned by an angle that is no multiple of 90 degrees: the nearest one is taken")

@@ -22,7 +22,8 @@ SMALLER = {
         f"{LORA}.folder": FOLDER, f"{LORA}.decided_by": "", f"{LORA}.rank": 4, f"{LORA}.pairs_per_step": 1,
     },
     "11 Train a PRISM head": {
-        f"{HEAD}.folder": FOLDER, f"{HEAD}.decided_by": "", f"{HEAD}.taps": "3", f"{HEAD}.dim": 24, f"{HEAD}.pairs_per_step": 1,
+        f"{HEAD}.folder": FOLDER, f"{HEAD}.decided_by": "", f"{HEAD}.taps": "3", f"{HEAD}.dim": 24,
+        f"{HEAD}.pairs_per_step": 1,
     },
     "10 Compare a tuned LoRA with its base": {
         "EmptyHunyuanLatentVideo.width": 64, "EmptyHunyuanLatentVideo.height": 64, "EmptyHunyuanLatentVideo.length": 17,
