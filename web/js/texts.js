@@ -17,7 +17,7 @@ const EN = {
   at_step: (step, sigma) => `step ${step}, sigma ${sigma}`,
   at_end: "finished clip",
   kept: "kept", dropped: "dropped", finished: "finished", waiting: "waiting",
-  dropped_at: (step) => `dropped at step ${step}`,
+  dropped_at: (step) => `dropped, step ${step}`,
   step_of: (step, steps) => `step ${step} of ${steps}`,
   seed_set: (seed) => `Seed ${seed} is set and fixed.`,
   seed_too_large: (seed) => `Seed ${seed} is too large for the browser's widget; type it into a workflow file or use the API.`,

@@ -121,8 +121,10 @@ export class Timeline {
     const { series, cuts } = this.clip, { typical, unit } = this.state;
     const values = series.flatMap((s) => s.points.map(([, v]) => v)).filter((v) => v != null);
     this.curve.style.display = values.length ? "" : "none";
-    this.unit.textContent = values.length ? [unit, typical && text("typical", ...typical.map((v) => v.toPrecision(3))),
-      series.length > 1 && series.map((s) => text(s.label)).join(" / ")].filter(Boolean).join(" · ") : "";
+    const words = [unit, typical && text("typical", ...typical.map((v) => v.toPrecision(3)))].filter(Boolean).join(" · ");
+    const names = series.length > 1 ? series.map((s, i) => el("b", { style: { color: COLOURS[i % COLOURS.length] } },
+      ` ${text(s.label)}`)) : [];
+    this.unit.replaceChildren(...(values.length ? [words, ...names] : []));
     const high = Math.max(...values, typical?.[1] ?? 0, 1e-9), low = Math.min(0, ...values);
     const y = (v) => CURVE.height - CURVE.bottom
       - ((v - low) / (high - low)) * (CURVE.height - CURVE.top - CURVE.bottom);
