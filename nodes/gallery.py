@@ -74,7 +74,7 @@ def entry_of(path: Path) -> dict | None:
 
 def read_video(path: Path) -> tuple[dict[str, str], dict]:
     """(the tags, with names in lower case, as Matroska changes them; {"size": [width, height], "frames"}) of a video file."""
-    with av.open(str(path), format=VIDEO[path.suffix.lower()]) as container:
+    with av.open(str(path), format=VIDEO[path.suffix.lower()], metadata_errors="replace") as container:
         video = container.streams.video[0] if container.streams.video else None
         shape = {"size": [0, 0] if video is None else [video.width, video.height], "frames": video.frames if video else 0}
         return {key.lower(): value for key, value in container.metadata.items()}, shape

@@ -73,7 +73,8 @@ def chosen(count: int) -> list[int]:
 
 def as_bytes(images: torch.Tensor) -> torch.Tensor:
     """uint8 of images in [0, 1], any shape."""
-    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    # The conversion rounds down.
+    return images.float().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def poster(frame: torch.Tensor) -> str:

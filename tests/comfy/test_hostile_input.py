@@ -38,6 +38,8 @@ from .shell_lcc_material import write_video
 from .test_training_nodes import HEAD, LORA
 from .tiny_wan import wan_dit
 
+pytestmark = pytest.mark.thorough
+
 SEED = 20260801
 # Tries of each kind of file, and of each widget.
 FILES = {

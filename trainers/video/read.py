@@ -26,7 +26,8 @@ def open_video(path: str | Path, name: str):
     except ImportError as e:
         raise ImportError('reading videos needs PyAV: pip install "intrinsic-reward[train]"') from e
     try:
-        with av.open(str(path)) as container:
+        # Tags may be in any encoding; a list of addresses must not be followed.
+        with av.open(str(path), metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
             yield container, video_stream(container, name)
     except av.FFmpegError as e:
         raise VideoError(f"{name}: damaged or not a video ({e.strerror or e})") from e
