@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -252,7 +253,7 @@ class TemplateServer(ComfyUIServer):
 
     def __init__(self, comfyui: Path, base: Path, names: Sequence[str], extra_args: Sequence[str] = ()):
         comfyui_install.make_base_directory(base)
-        (base / "custom_nodes" / PROBE_ROOT.name).symlink_to(PROBE_ROOT, target_is_directory=True)
+        shutil.copytree(PROBE_ROOT, base / "custom_nodes" / PROBE_ROOT.name, ignore=shutil.ignore_patterns("__pycache__"))
         write_material(base, names)
         if DA3 in names:
             write_depth_model(comfyui, base)
@@ -280,9 +281,13 @@ class TemplateServer(ComfyUIServer):
         template = TEMPLATES[name]
         return override_inputs(self._prompts[name], template.smaller | template.vary(variation, self._serial))
 
-    def complete(self, name: str, variation: int, again: bool = False) -> Run:
-        """Runs a variation to its end. Raises AssertionError where it fails, or where the cache answers for the pack."""
-        prompt, before = self.prompt(name, variation, again), snapshot(self.base)
+    def complete(self, name: str, variation: int, since: dict | None = None) -> Run:
+        """Runs a variation to its end. Raises AssertionError where it fails, or where the cache answers for the pack.
+
+        since: a snapshot from before the run that was interrupted, which this one continues; files of both are results.
+        """
+        again = since is not None
+        prompt, before = self.prompt(name, variation, again), snapshot(self.base) if since is None else since
         start = time.monotonic()
         entry = self.end_of(self.submit(prompt))
         seconds = time.monotonic() - start
@@ -417,10 +422,13 @@ NAMES = re.compile(r"(?<=_)\d{5}|\d{8}-\d{6}-\d{6}-[0-9a-f]{8}|run_\d+|(?<=intri
 
 def results(base: Path, entry: dict, written: Sequence[str]) -> dict:
     """What a run showed and what it saved, comparable between runs of one variation."""
+    files: dict[str, set[str]] = {}
     # Pictures are compared as what was shown; their names in the temp folder are random.
-    files = Counter((NAMES.sub("N", path), content(base / path)) for path in written if not path.startswith("temp/"))
+    for path in written:
+        if not path.startswith("temp/"):
+            files.setdefault(NAMES.sub("N", path), set()).add(content(base / path))
     shown = {key: _shown(base, output) for key, output in entry["outputs"].items()}
-    return {"shown": shown, "files": sorted((*key, count) for key, count in files.items()), "cached": sorted(_cached(entry))}
+    return {"shown": shown, "files": files, "cached": _cached(entry)}
 
 
 def _cached(entry: dict) -> set[str]:
@@ -443,12 +451,14 @@ def _shown(base: Path, value):
 def differences(a: dict, b: dict) -> list[str]:
     """Where the results of run `b` differ from those of a run `a` that the cache answered nothing for."""
     # ComfyUI does not show again what a node shows that ran before an interruption, unless it is an output node.
-    not_again = set(b["cached"]) - b["shown"].keys()
+    not_again = b["cached"] - b["shown"].keys()
     keys = sorted((a["shown"].keys() | b["shown"].keys()) - not_again, key=int)
     found = [f"node {key} shows something else" for key in keys if a["shown"].get(key) != b["shown"].get(key)]
-    only = sorted({f[0] for f in a["files"]} ^ {f[0] for f in b["files"]})
-    other = sorted({f[0] for f in set(map(tuple, a["files"])) ^ set(map(tuple, b["files"]))} - set(only))
-    return found + [f"{path}: only in one of them" for path in only] + [f"{path}: other content" for path in other]
+    for path in sorted(a["files"].keys() | b["files"].keys()):
+        if a["files"].get(path) != b["files"].get(path):
+            both = path in a["files"] and path in b["files"]
+            found.append(f"{path}: {'other content' if both else 'in one of them only'}")
+    return found
 
 
 def extra_threads(before: dict, now: dict) -> list[str]:

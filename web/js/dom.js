@@ -64,9 +64,19 @@ const STYLE = `
 .ir-prompt { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
 `;
 
-export function addStyle() {
+// Long names of files would make the tables of this pack's help pages wider than ComfyUI's panel.
+const helpStyle = (pack) => `
+.node-help-content:has(img[src*="/extensions/${pack}/"]) :is(td, th, code) { overflow-wrap: anywhere; white-space: normal; }
+.node-help-content:has(img[src*="/extensions/${pack}/"]) table { width: 100%; }
+.node-help-content:has(img[src*="/extensions/${pack}/"]) td:first-child { width: 1%; }
+.node-help-content:has(img[src*="/extensions/${pack}/"]) :is(td:first-child, td:first-child code) { white-space: nowrap; }
+.node-help-content:has(img[src*="/extensions/${pack}/"]) code { padding: 1px 3px; margin: 0; font-size: 12px; }
+.node-help-content:has(img[src*="/extensions/${pack}/"]) :is(td, th) { padding: 6px; min-width: 0; }
+`;
+
+export function addStyle(pack) {
   if (document.getElementById("intrinsic-reward-style")) return;
-  document.head.append(el("style", { id: "intrinsic-reward-style", textContent: STYLE }));
+  document.head.append(el("style", { id: "intrinsic-reward-style", textContent: STYLE + helpStyle(pack) }));
 }
 
 // An element with properties (`style` and `dataset` as objects, `on...` as listeners) and children (elements or texts).

@@ -7,6 +7,7 @@ import * as getOne from "./get_one.js";
 import * as race from "./race_board.js";
 import * as shell from "./shell_strip.js";
 import * as timeline from "./timeline.js";
+import { PACK } from "./workflow.js";
 
 // A panel that fails must not stop the workflow from opening.
 function attempt(what, ...args) {
@@ -26,7 +27,7 @@ function panelOf(node) {
 app.registerExtension({
   name: "IntrinsicReward.Panels",
   setup() {
-    attempt(addStyle);
+    attempt(addStyle, PACK);
     attempt(race.listen);
     attempt(shell.listen);
     attempt(gallery.register);

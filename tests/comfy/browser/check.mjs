@@ -260,6 +260,9 @@ await check("help of every node", async () => {
   for (const type of plan.nodes) {
     const text = await helpOf(type);
     require(text.includes(plan.titles[type]), `${type}: help of another node: ${text.slice(0, 80)}`);
+    const clipped = await page.evaluate(() => [...document.querySelectorAll(".node-help-content table")].some((t) => (
+      t.scrollWidth > t.closest(".node-help-content").clientWidth)));
+    require(!clipped, `${type}: a table of its help is wider than the panel`);
   }
   await shot("help");
 });
