@@ -247,7 +247,8 @@ async function helpOf(type) {
     window.ir.graph.add(node);
     window.ir.canvas.selectItems([node]);
   }, type);
-  await page.locator('[data-testid="info-button"]').first().click({ timeout: 10000 });
+  // The toolbox moves with the node while the canvas settles.
+  await page.locator('[data-testid="info-button"]').first().evaluate((b) => b.click(), null, { timeout: 10000 });
   const title = page.locator(".node-help-content, [data-testid=node-help], .node-help-content h1").first();
   await title.waitFor({ timeout: 10000 });
   await page.waitForFunction((t) => [...document.querySelectorAll(".node-help-content")].some((e) => (
