@@ -40,6 +40,21 @@ from .tiny_wan import wan_dit
 
 pytestmark = pytest.mark.thorough
 
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays(comfy):
+    """Removes what these tests leave in ComfyUI's folders, which other modules use."""
+    folders = [comfy.base / "input", *(comfy.base / "models").glob("*"), comfy.base / "output"]
+    folders += [folders[-1] / f"intrinsic_reward_{kind}" for kind in ("preferences", "training")]
+    before = {path for folder in folders for path in folder.glob("*")}
+    yield
+    for path in [path for folder in folders for path in folder.glob("*") if path not in before]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 SEED = 20260801
 # Tries of each kind of file, and of each widget.
 FILES = {
