@@ -37,8 +37,8 @@ MIB = 1 << 20
 SETTLED = 3
 # Seconds that threads and open files are given: ComfyUI collects garbage every ten, which ends what a cycle of objects holds.
 PATIENCE = 15.0
-# MiB from the third prompt to the last, collected, above which memory counts as growing; a single prompt may add a few.
-FLAT = 16.0
+# MiB a prompt, collected, above which memory counts as growing.
+FLAT = 1.0
 
 
 @dataclass
@@ -195,13 +195,8 @@ def as_table(figures: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def run_all(
-    server, names: Sequence[str], prompts: int, interruptions: int, seed: int, report=print, once_more: bool = True
-) -> dict[str, dict]:
-    """{template: its figures}, as `as_table` takes them.
-
-    report: is told how it goes on; once_more: whether each template is run again after all others.
-    """
+def run_all(server, names: Sequence[str], prompts: int, interruptions: int, seed: int, report=print) -> dict[str, dict]:
+    """{template: its figures}, as `as_table` takes them. report: is told how it goes on."""
     from tests.comfy.template_runs import differences
 
     figures, firsts = {}, {}
@@ -224,7 +219,7 @@ def run_all(
         )
         for fault in (*found.different, *found.threads, *found.files):
             report(f"    {fault}")
-    for name in names if once_more else ():
+    for name in names:
         server.free()
         run = server.complete(name, 1)
         figures[name]["last"] = differences(firsts[name][1], run.results)
@@ -236,7 +231,7 @@ def run_all(
 def is_good(found: dict) -> bool:
     """Whether a template's memory is flat and all was clean."""
     memory = found["memory"]
-    grows = memory.growth_collected * memory.between > FLAT or memory.tensors[1] > memory.tensors[0]
+    grows = memory.growth_collected > FLAT and memory.tensors[1] > memory.tensors[0]
     return not grows and found["interruptions"].clean and not found["last"]
 
 

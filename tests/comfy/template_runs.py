@@ -129,12 +129,11 @@ def write_material(base: Path, names: Sequence[str]) -> None:
 
     models, inputs = base / "models", base / "input"
     write_models(models)
-    if any(name.startswith(("04", "06", "07", "14")) for name in names):
-        for variation in range(VARIATIONS):
-            folder = inputs / f"clips_{variation}"
-            folder.mkdir()
-            for i in range(3):
-                write_video(folder / f"{i}.mp4", 9, seed=10 * variation + i)
+    for variation in range(VARIATIONS):
+        folder = inputs / f"clips_{variation}"
+        folder.mkdir()
+        for i in range(3):
+            write_video(folder / f"{i}.mp4", 9, seed=10 * variation + i)
     _write_manifold(models / "shell_lcc" / "my_manifold_00001.safetensors")
     _write_head(models)
     _write_lora(models)

@@ -13,9 +13,9 @@ from .template_runs import LORA, RACE, TEMPLATES, WORKFLOWS, TemplateServer
 
 # Widgets that make these runs shorter still.
 SHORT = {
-    "05 Guide sampling with Shell-LCC": {"KSampler.steps": 10},
+    "05 Guide sampling with Shell-LCC": {"KSampler.steps": 16},
     "09 Train a preference LoRA": {f"{LORA}.steps": 3, f"{LORA}.save_every": 2},
-    "12 Best of N with a PRISM head": {f"{RACE}.steps": 6, f"{RACE}.candidates": 3},
+    "12 Best of N with a PRISM head": {f"{RACE}.steps": 8, f"{RACE}.candidates": 3},
 }
 
 
@@ -26,7 +26,7 @@ def stressed(comfyui_path, tmp_path_factory):
     TEMPLATES.update({n: replace(TEMPLATES[n], smaller=TEMPLATES[n].smaller | more) for n, more in SHORT.items()})
     try:
         with TemplateServer(comfyui_path, tmp_path_factory.mktemp("stress"), list(SHORT)) as server:
-            return template_stress.run_all(server, list(SHORT), 3, 2, 0, once_more=False)
+            return template_stress.run_all(server, list(SHORT), 3, 2, 0)
     finally:
         TEMPLATES.update(before)
 
@@ -40,8 +40,7 @@ def test_every_template_has_its_variations():
 def test_memory_is_flat(stressed, name):
     memory = stressed[name]["memory"]
     assert memory.tensors[1] <= memory.tensors[0]
-    # Between two prompts: the C library may have grown its pools.
-    assert memory.growth_collected < 2 * template_stress.FLAT
+    assert memory.growth_collected < 32
 
 
 @pytest.mark.thorough
@@ -52,3 +51,4 @@ def test_interruptions_leave_nothing(stressed, name):
     assert found.different == []
     assert found.threads == []
     assert found.files == []
+    assert stressed[name]["last"] == []
